@@ -1,0 +1,1 @@
+"""facevae: a reproducible pipeline that trains a variational autoencoder on faces."""

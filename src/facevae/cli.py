@@ -1,0 +1,138 @@
+"""The `facevae` command: use a trained model, or look at one before it is trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from facevae.errors import UserError, reported_errors
+from facevae.layout import DIRECTIONS, MODEL, PARAMS
+
+if TYPE_CHECKING:
+    from facevae.checkpoint import Header
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+ModelOption = Annotated[Path, typer.Option("--model", help="The trained model.")]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")]
+CropOption = Annotated[
+    int | None, typer.Option(min=1, help="Side of the centred square to take, in pixels. [default: the largest]")
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Another seed gives other samples.")]
+COLUMNS = 8
+
+
+@app.command()
+def summary(
+    params: Annotated[Path, typer.Option(help="The parameters that describe the model.")] = PARAMS,
+) -> None:
+    """Print the layers of the model of params.yaml with their output shapes and parameter counts."""
+    from facevae.params import load_params
+    from facevae.summary import summarize
+
+    loaded = load_params(params)
+    typer.echo(summarize(loaded.model, loaded.data.image_size, loaded.data.channels))
+
+
+@app.command()
+def sample(
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="How many.")] = 32,
+    seed: SeedOption = 0,
+    model: ModelOption = MODEL,
+    output: OutputOption = Path("samples.png"),
+) -> None:
+    """Draw faces from the prior."""
+    from facevae import checkpoint, pictures
+
+    loaded, _ = checkpoint.load(model)
+    _write(output, pictures.sample(loaded, num_samples, min(num_samples, COLUMNS), seed))
+
+
+@app.command()
+def reconstruct(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    crop: CropOption = None,
+    model: ModelOption = MODEL,
+    output: OutputOption = Path("reconstructions.png"),
+) -> None:
+    """Show images, and below each what the model makes of it."""
+    from facevae import checkpoint, pictures
+
+    loaded, header = checkpoint.load(model)
+    pixels = _read(images, header, crop)
+    _write(output, pictures.reconstruct(loaded, pixels), row_labels=("original", "reconstruction"))
+
+
+@app.command()
+def interpolate(
+    first: Annotated[Path, typer.Argument(help="The image to start from.")],
+    second: Annotated[Path, typer.Argument(help="The image to arrive at.")],
+    num_steps: Annotated[int, typer.Option("--num-steps", "-n", min=2, help="Pictures from the one to the other.")] = 8,
+    crop: CropOption = None,
+    model: ModelOption = MODEL,
+    output: OutputOption = Path("interpolation.png"),
+) -> None:
+    """Lead from one image to another through the latent space."""
+    from facevae import checkpoint, pictures
+
+    loaded, header = checkpoint.load(model)
+    pixels = _read([first, second], header, crop)
+    tiles = pictures.interpolate(loaded, pixels[:1], pixels[1:], num_steps)
+    _write(output, tiles, column_labels=("original", *[""] * num_steps, "original"))
+
+
+@app.command()
+def edit(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    add: Annotated[list[str] | None, typer.Option(help="An attribute to add; may be given several times.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="An attribute to take away; likewise.")] = None,
+    strength: Annotated[float, typer.Option(help="1 is the step from the average without to the average with.")] = 1.0,
+    crop: CropOption = None,
+    model: ModelOption = MODEL,
+    directions: Annotated[Path | None, typer.Option(help=f"[default: {DIRECTIONS.name} beside the model]")] = None,
+    output: OutputOption = Path("edit.png"),
+) -> None:
+    """Show an image, its reconstruction, and the reconstruction with attributes added and removed."""
+    from facevae import attributes, checkpoint, pictures
+
+    if not add and not remove:
+        raise UserError("nothing to do: give --add ATTRIBUTE or --remove ATTRIBUTE")
+    loaded, header = checkpoint.load(model)
+    path = directions or model.with_name(DIRECTIONS.name)
+    known = attributes.load_directions(path, fingerprint=header.fingerprint)
+    steps = dict.fromkeys(add or [], strength) | dict.fromkeys(remove or [], -strength)
+    tiles = pictures.edit_image(loaded, _read([image], header, crop)[0], known, steps)
+    _write(output, tiles, column_labels=("original", "reconstruction", "edited"))
+
+
+def run() -> None:
+    """Run the command; what is the user's to mend is told in one message."""
+    with reported_errors():
+        app()
+
+
+def _read(paths: list[Path], header: "Header", crop: int | None) -> NDArray[np.uint8]:
+    """Images as the model saw its own, of shape (N, height, width, channels)."""
+    from facevae.images import BadImageError, fit_image, read_image
+
+    pixels = []
+    for path in paths:
+        try:
+            pixels.append(fit_image(read_image(path), header.image_size, header.image_channels, crop))
+        except BadImageError as error:
+            raise UserError(f"{path} cannot be used: {error}") from error
+    return np.stack(pixels)
+
+
+def _write(
+    path: Path, tiles: NDArray[np.uint8], row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
+) -> None:
+    from facevae.figures import save_tiles
+
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--output: {path} does not end in .png, and pictures are written as PNG")
+    save_tiles(path, tiles, row_labels=row_labels, column_labels=column_labels)
+    typer.echo(path)

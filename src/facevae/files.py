@@ -1,0 +1,44 @@
+"""Writing results so that a file is either whole or not there."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+SIGNIFICANT_DIGITS = 7
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file through a temporary one beside it, which takes its name when it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp leaves it to its owner alone
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write numbers by name, rounded to seven significant digits."""
+    rounded = {key: round_number(value) if isinstance(value, float) else value for key, value in values.items()}
+    write_bytes(path, (json.dumps(rounded, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table without its index, numbers to seven significant digits."""
+    write_bytes(path, table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g", lineterminator="\n").encode())
+
+
+def round_number(value: float) -> float:
+    """The value as it reads in every file and tracker: to seven significant digits."""
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

@@ -1,0 +1,106 @@
+"""The pictures of the figures stage: what each shows, taken from the model, the prepared set and the history."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from facevae import figures, pictures
+from facevae.attributes import Directions
+from facevae.errors import UserError
+from facevae.inference import encode_all
+from facevae.model import VAE
+from facevae.params import FiguresParams
+from facevae.prepared import PreparedSet
+
+FIGURES = ("losses", "reconstructions", "samples", "interpolation", "arithmetic", "latent_map")
+SAMPLE_COLUMNS = 12
+MANIFOLD_STEPS = 15
+MAX_POINTS = 4000
+
+
+def render_all(
+    folder: Path,
+    model: VAE,
+    directions: Directions,
+    prepared: PreparedSet,
+    history: pd.DataFrame,
+    params: FiguresParams,
+    seed: int,
+) -> list[Path]:
+    """Write the figures into a folder and return their paths.
+
+    Raises
+    ------
+    UserError
+        `figures.attributes` names an attribute that the model has no direction for.
+    """
+    images = prepared.images(params.split)
+    paths = [folder / f"{name}.png" for name in FIGURES]
+    losses, reconstructions, samples, interpolation, arithmetic, latent_map = paths
+    figures.save_losses(losses, history, int(history["epoch"][history["validation_loss"].idxmin()]))
+    figures.save_tiles(
+        reconstructions,
+        pictures.reconstruct(model, np.array(images[: params.num_reconstructions])),
+        row_labels=("original", "reconstruction"),
+    )
+    figures.save_tiles(samples, pictures.sample(model, params.num_samples, SAMPLE_COLUMNS, seed))
+    _render_interpolation(interpolation, model, images, params)
+    _render_arithmetic(arithmetic, model, images, directions, params)
+    _render_latent_map(latent_map, model, prepared, params)
+    return paths
+
+
+def _render_interpolation(path: Path, model: VAE, images: NDArray[np.uint8], params: FiguresParams) -> None:
+    num_pairs = min(params.num_interpolations, len(images) // 2)
+    pairs = np.array(images[: 2 * num_pairs])
+    tiles = pictures.interpolate(model, pairs[0::2], pairs[1::2], params.interpolation_steps)
+    figures.save_tiles(path, tiles, column_labels=("original", *[""] * params.interpolation_steps, "original"))
+
+
+def _render_arithmetic(
+    path: Path, model: VAE, images: NDArray[np.uint8], directions: Directions, params: FiguresParams
+) -> None:
+    if not params.attributes:
+        figures.save_note(path, "No latent arithmetic: figures.attributes is empty.")
+        return
+    chosen = np.array(images[np.arange(len(params.attributes)) % len(images)])
+    tiles = pictures.vary_attributes(model, chosen, directions, params.attributes, params.strengths)
+    strengths = [f"{strength:+g}" if strength else "0" for strength in params.strengths]
+    row_labels = _in_words(params.attributes)
+    figures.save_tiles(path, tiles, row_labels=row_labels, column_labels=("original", *strengths))
+
+
+def _render_latent_map(path: Path, model: VAE, prepared: PreparedSet, params: FiguresParams) -> None:
+    images = np.array(prepared.images(params.split)[:MAX_POINTS])
+    means = encode_all(model, images).mean
+    centre, axes = pictures.principal_plane(means)
+    points = (means - centre) @ axes.T
+    is_whole = model.params.latent_dim == 2
+    scale = torch.ones(2) if is_whole else points.std(0)  # the prior's own, where the plane is the whole latent
+    kind = "latent dimension" if is_whole else "principal axis"
+    figures.save_latent_map(
+        path,
+        pictures.manifold(model, centre, axes, scale, MANIFOLD_STEPS),
+        points.numpy(),
+        _first_attribute(prepared.attributes(params.split)[: len(images)], params.latent_map_attributes),
+        _in_words(params.latent_map_attributes),
+        (f"{kind} 1", f"{kind} 2"),
+    )
+
+
+def _first_attribute(table: pd.DataFrame, attributes: Sequence[str]) -> NDArray[np.int64]:
+    """For each row the position of the first of the attributes that it has, or -1."""
+    missing = [attribute for attribute in attributes if attribute not in table.columns]
+    if missing:
+        known = ", ".join(table.columns) or "none"
+        raise UserError(f"figures.latent_map_attributes: the set has no attribute {missing[0]!r}; there are: {known}")
+    has = table[list(attributes)].to_numpy(dtype=bool)
+    return np.where(has.any(axis=1), has.argmax(axis=1), -1) if attributes else np.full(len(table), -1)
+
+
+def _in_words(attributes: Sequence[str]) -> list[str]:
+    return [attribute.replace("_", " ") for attribute in attributes]

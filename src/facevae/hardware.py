@@ -1,0 +1,33 @@
+"""The device, the precision and the number of threads that a computation runs with."""
+
+import torch
+
+from facevae.errors import UserError
+from facevae.params import TrainParams
+
+
+def choose_device(params: TrainParams) -> torch.device:
+    """The device of `train.device`, and the process set up for it: threads, deterministic algorithms.
+
+    Raises
+    ------
+    UserError
+        CUDA is asked for and is not there.
+    """
+    has_cuda = torch.cuda.is_available()
+    if params.device == "cuda" and not has_cuda:
+        raise UserError("train.device: 'cuda', but torch finds no CUDA device: use auto or cpu")
+    torch.set_num_threads(params.num_threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    return torch.device("cuda" if has_cuda and params.device != "cpu" else "cpu")
+
+
+def uses_bfloat16(params: TrainParams, device: torch.device) -> bool:
+    """Whether convolutions and products run in bfloat16: for "auto", where the hardware does so natively."""
+    if params.precision != "auto":
+        return params.precision == "bfloat16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))

@@ -1,0 +1,36 @@
+"""A trained model applied to many images, in batches, in float32 and evaluation mode."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from facevae.model import VAE, Posterior, to_unit_range
+
+BATCH_SIZE = 200  # images at a time; no result depends on it beyond rounding
+
+
+def batches_of(images: NDArray[np.uint8], batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    """Consecutive images (N, height, width, channels) as float32 (batch, channel, height, width) in [0, 1]."""
+    for start in range(0, len(images), batch_size):
+        yield to_unit_range(np.array(images[start : start + batch_size]), device)
+
+
+@torch.no_grad()
+def encode_all(model: VAE, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> Posterior:
+    """The posterior of each image (N, height, width, channels), on the CPU."""
+    device = next(model.parameters()).device
+    posteriors = [model.encode(batch) for batch in batches_of(images, batch_size, device)]
+    mean = torch.cat([posterior.mean for posterior in posteriors])
+    return Posterior(mean.cpu(), torch.cat([posterior.log_variance for posterior in posteriors]).cpu())
+
+
+@torch.no_grad()
+def decode_all(model: VAE, latent: Tensor, batch_size: int = BATCH_SIZE) -> NDArray[np.uint8]:
+    """Pictures (..., height, width, channels) of latents (..., latent_dim)."""
+    device = next(model.parameters()).device
+    images = torch.cat([model.decode(batch.to(device)).cpu() for batch in latent.flatten(0, -2).split(batch_size)])
+    pixels: NDArray[np.uint8] = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels.reshape(*latent.shape[:-1], *pixels.shape[1:])

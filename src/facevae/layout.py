@@ -1,0 +1,11 @@
+"""Where the pipeline's files lie, relative to the project's root; dvc.yaml declares the same paths."""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+PREPARED = Path("data/prepared")
+MODEL = Path("models/vae.safetensors")
+DIRECTIONS = Path("models/directions.safetensors")
+METRICS = Path("metrics")
+PLOTS = Path("plots")
+HISTORY = PLOTS / "history.csv"

@@ -1,0 +1,153 @@
+"""The convolutional variational autoencoder (Kingma and Welling 2014, arXiv 1312.6114); no training code."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from facevae.params import ModelParams
+
+LOG_VARIANCE_LIMIT = 20.0  # exp of it is still far from overflow in float32; a working posterior never comes near
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal Gaussian over the latent: `mean` and `log_variance`, each (batch, latent_dim) float32."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw a latent for each image, shape (batch, latent_dim), on the generator's device."""
+        return self.at(torch.randn(self.mean.shape, generator=generator, device=self.mean.device))
+
+    def at(self, noise: Tensor) -> Tensor:
+        """The latent that standard normal `noise` stands for: the reparameterisation of section 2.4."""
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
+
+class Encoder(nn.Module):
+    """Images (batch, channel, height, width) in [0, 1] to a `Posterior`."""
+
+    def __init__(self, params: ModelParams, image_size: int, image_channels: int) -> None:
+        super().__init__()
+        widths = (image_channels, *params.channels)
+        self.blocks = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(in_channels, out_channels, params.kernel_size, stride, _padding(params, stride)),
+                    *_after_convolution(params, out_channels),
+                )
+                for in_channels, out_channels, stride in zip(widths, widths[1:], params.strides, strict=False)
+            )
+        )
+        num_features = math.prod(feature_shape(params, image_size))
+        self.mean = nn.Linear(num_features, params.latent_dim)
+        self.log_variance = nn.Linear(num_features, params.latent_dim)
+
+    def forward(self, images: Tensor) -> Posterior:
+        features = self.blocks(images).flatten(1)
+        log_variance = self.log_variance(features).float()
+        return Posterior(self.mean(features).float(), log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT))
+
+
+class Decoder(nn.Module):
+    """Latents (batch, latent_dim) to images (batch, channel, height, width) in [0, 1].
+
+    Each transposed convolution undoes one convolution of the encoder, last to first. Nothing stands between the last
+    one and the sigmoid.
+    """
+
+    def __init__(self, params: ModelParams, image_size: int, image_channels: int) -> None:
+        super().__init__()
+        self._feature_shape = feature_shape(params, image_size)
+        self.features = nn.Linear(params.latent_dim, math.prod(self._feature_shape))
+        widths = (image_channels, *params.channels)
+        blocks = []
+        for layer in reversed(range(len(params.strides))):
+            block: list[nn.Module] = [_transposed(params, widths[layer + 1], widths[layer], params.strides[layer])]
+            if layer > 0:
+                block += _after_convolution(params, widths[layer])
+            blocks.append(nn.Sequential(*block))
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        features = self.features(latent).unflatten(1, self._feature_shape)
+        logits: Tensor = self.blocks(features.contiguous(memory_format=torch.channels_last))
+        return torch.sigmoid(logits.float())
+
+
+class VAE(nn.Module):
+    """Encoder, decoder, and the scale of the Gaussian likelihood.
+
+    Parameters
+    ----------
+    params
+        The convolutions and the latent.
+    image_size
+        Height and width of the images in pixels.
+    image_channels
+        3 for RGB, 1 for grey.
+    """
+
+    def __init__(self, params: ModelParams, image_size: int, image_channels: int) -> None:
+        super().__init__()
+        self.params = params
+        self.image_size = image_size
+        self.image_channels = image_channels
+        self.encoder = Encoder(params, image_size, image_channels)
+        self.decoder = Decoder(params, image_size, image_channels)
+        self.log_sigma = nn.Parameter(torch.tensor(0.5 * math.log(0.5)))  # variance 1/2: that of squared_error
+        self.to(memory_format=torch.channels_last)
+
+    def encode(self, images: Tensor) -> Posterior:
+        """Approximate posterior of images (batch, channel, height, width)."""
+        posterior: Posterior = self.encoder(images)
+        return posterior
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Reconstruction (batch, channel, height, width) of latents (batch, latent_dim)."""
+        reconstruction: Tensor = self.decoder(latent)
+        return reconstruction
+
+
+def to_unit_range(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Prepared images (batch, height, width, channels) as float32 (batch, channel, height, width) in [0, 1].
+
+    The result is channels_last, since that is the order in which the pixels are stored.
+    """
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def feature_shape(params: ModelParams, image_size: int) -> tuple[int, int, int]:
+    """Channels, height and width of the encoder's last feature map."""
+    size = image_size // math.prod(params.strides)
+    return params.channels[-1], size, size
+
+
+def _padding(params: ModelParams, stride: int) -> int:
+    """The padding with which a convolution divides the size by exactly its stride."""
+    return math.ceil((params.kernel_size - stride) / 2)
+
+
+def _transposed(params: ModelParams, in_channels: int, out_channels: int, stride: int) -> nn.ConvTranspose2d:
+    """The transposed convolution that multiplies the size by exactly its stride."""
+    padding = _padding(params, stride)
+    output_padding = stride + 2 * padding - params.kernel_size
+    return nn.ConvTranspose2d(in_channels, out_channels, params.kernel_size, stride, padding, output_padding)
+
+
+def _after_convolution(params: ModelParams, channels: int) -> list[nn.Module]:
+    """Normalisation, activation and dropout, as far as they are asked for."""
+    layers: list[nn.Module] = []
+    if params.normalization == "batch":
+        layers.append(nn.BatchNorm2d(channels))
+    if params.normalization == "group":
+        layers.append(nn.GroupNorm(math.gcd(channels, 8), channels))
+    layers.append(nn.LeakyReLU(params.negative_slope))
+    if params.dropout > 0:
+        layers.append(nn.Dropout(params.dropout))
+    return layers

@@ -1,0 +1,70 @@
+"""The terms of the objective, each an exact formula in nats an image.
+
+The negative evidence lower bound is reconstruction + KL (Kingma and Welling 2014, arXiv 1312.6114, equation 3).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from facevae.model import Posterior
+from facevae.params import Likelihood
+
+LOG_SIGMA_FLOOR = -6.0  # below it the likelihood of 8-bit images is a matter of rounding (arXiv 2006.13202, section 3)
+
+
+def squared_error(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Squared error of each image, summed over its pixels and channels, shape (batch,)."""
+    return (reconstruction - images).square().flatten(1).sum(1)
+
+
+def gaussian_nats(reconstruction: Tensor, images: Tensor, log_sigma: Tensor) -> Tensor:
+    """-log N(images; reconstruction, sigma^2) of each image, shape (batch,) (arXiv 2006.13202, equation 4).
+
+    `log_sigma` is a scalar, shared by all pixels, and floored softly at `LOG_SIGMA_FLOOR`.
+    """
+    log_sigma = LOG_SIGMA_FLOOR + functional.softplus(log_sigma - LOG_SIGMA_FLOOR)
+    num_values = images[0].numel()
+    error = squared_error(reconstruction, images)
+    return 0.5 * error * torch.exp(-2 * log_sigma) + num_values * (log_sigma + 0.5 * math.log(2 * math.pi))
+
+
+def bernoulli_nats(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """-log Bernoulli(images binarised at 1/2; reconstruction) of each image, shape (batch,)."""
+    binary = (images >= 0.5).to(reconstruction.dtype)
+    return functional.binary_cross_entropy(reconstruction, binary, reduction="none").flatten(1).sum(1)
+
+
+def reconstruction_term(likelihood: Likelihood, reconstruction: Tensor, images: Tensor, log_sigma: Tensor) -> Tensor:
+    """What training minimises beside the KL, shape (batch,).
+
+    For "squared_error" it is the squared error itself: `gaussian_nats` at a variance of 1/2 less its constant.
+    """
+    match likelihood:
+        case "squared_error":
+            return squared_error(reconstruction, images)
+        case "gaussian":
+            return gaussian_nats(reconstruction, images, log_sigma)
+        case "bernoulli":
+            return bernoulli_nats(reconstruction, images)
+
+
+def reconstruction_nats(likelihood: Likelihood, reconstruction: Tensor, images: Tensor, log_sigma: Tensor) -> Tensor:
+    """-log p(images | latent) of each image, with every constant, shape (batch,)."""
+    if likelihood == "squared_error":
+        constant = 0.5 * images[0].numel() * math.log(math.pi)
+        return squared_error(reconstruction, images) + constant
+    return reconstruction_term(likelihood, reconstruction, images, log_sigma)
+
+
+def kl_nats_per_dimension(posterior: Posterior) -> Tensor:
+    """KL divergence of the posterior from N(0, I), shape (batch, latent_dim) (arXiv 1312.6114, appendix B)."""
+    variance = posterior.log_variance.exp()
+    return 0.5 * (posterior.mean.square() + variance - posterior.log_variance - 1)
+
+
+def kl_nats(posterior: Posterior) -> Tensor:
+    """KL divergence of each image's posterior from the prior, shape (batch,)."""
+    return kl_nats_per_dimension(posterior).sum(1)

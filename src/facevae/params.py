@@ -1,0 +1,259 @@
+"""The typed tree of params.yaml: complete, strict and frozen, so that a bad value stops a stage at once.
+
+This module is the sole reader of params.yaml. There are no defaults: what a run used is what the file says.
+"""
+
+import math
+import re
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from facevae.errors import UserError
+from facevae.layout import PARAMS
+
+Split = Literal["validation", "test"]
+Likelihood = Literal["squared_error", "gaussian", "bernoulli"]
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A mapping of params.yaml: every key required, no other key allowed, no value converted."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class DataParams(Section):
+    """Where the images come from and how they are prepared."""
+
+    source: Literal["avatars", "celeba", "mnist", "folder"]
+    root: Annotated[str, Field(min_length=1)]
+    num_images: PositiveInt | None  # None: all that the source has
+    image_size: Annotated[int, Field(ge=8, le=1024)]  # pixels, height = width
+    channels: Literal[1, 3]
+    crop: PositiveInt | None  # side in source pixels; None: the largest centred square
+    split: Literal["random", "official"]
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+    test_fraction: Fraction
+    on_bad_image: Literal["fail", "skip"]
+
+
+class ModelParams(Section):
+    """The encoder; the decoder mirrors it."""
+
+    channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(strict=False, min_length=1)]
+    kernel_size: Annotated[int, Field(ge=1, le=15)]
+    latent_dim: PositiveInt
+    normalization: Literal["none", "batch", "group"]
+    negative_slope: Fraction
+    dropout: Fraction
+
+
+class TrainParams(Section):
+    """The objective and its optimisation."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: Positive
+    learning_rate_decay: Literal["none", "cosine"]
+    learning_rate_warmup_steps: Annotated[int, Field(ge=0)]
+    likelihood: Likelihood
+    beta: NotNegative
+    kl_warmup_epochs: NotNegative
+    clip_gradient_norm: Positive | None  # None: no clipping
+    skip_gradient_norm: Positive | None  # None: only steps that are not finite are skipped
+    max_skipped_steps: Annotated[int, Field(ge=0)]
+    precision: Literal["auto", "float32", "bfloat16"]
+    device: Literal["auto", "cpu", "cuda"]
+    num_threads: PositiveInt
+
+
+class EvaluateParams(Section):
+    """What the metrics are measured on."""
+
+    split: Split
+    batch_size: PositiveInt
+
+
+class FiguresParams(Section):
+    """What the pictures show."""
+
+    split: Split
+    num_reconstructions: PositiveInt
+    num_samples: PositiveInt
+    num_interpolations: PositiveInt
+    interpolation_steps: Annotated[int, Field(ge=3)]
+    attributes: Annotated[tuple[str, ...], Field(strict=False)]
+    strengths: Annotated[tuple[Finite, ...], Field(strict=False, min_length=3)]
+    latent_map_attributes: Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class TrackingParams(Section):
+    """Where MLflow files the runs."""
+
+    experiment: Annotated[str, Field(min_length=1)]
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: DataParams
+    model: ModelParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    figures: FiguresParams
+    tracking: TrackingParams
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        problems = [*_geometry_problems(self.data, self.model), *_data_problems(self.data), *_use_problems(self)]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def load_params(path: Path = PARAMS) -> Params:
+    """Read and check the parameters.
+
+    Raises
+    ------
+    UserError
+        The file is missing or is not YAML, or keys are unknown, missing, wrongly typed, out of range or at odds
+        with each other: all of them are listed, each with its value and what is allowed.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not in {Path.cwd()}: run from the root of the project") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    return parse_params(tree, name=str(path))
+
+
+def parse_params(tree: object, name: str) -> Params:
+    """Check a tree of plain values; `name` is the file that errors speak of."""
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        lines = [f"  {line}" for details in error.errors() for line in _explain(details)]
+        raise UserError("\n".join([f"{name} has {len(lines)} invalid value(s):", *lines])) from None
+
+
+def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and plain values, e.g. {"train.beta": 1.0, ...}."""
+    flat: dict[str, Any] = {}
+    for key, value in section:
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, BaseModel) else {name: value})
+    return flat
+
+
+def _geometry_problems(data: DataParams, model: ModelParams) -> Iterator[str]:
+    if len(model.channels) != len(model.strides):
+        yield (
+            f"model.strides: {list(model.strides)} has {len(model.strides)} values and model.channels "
+            f"{list(model.channels)} has {len(model.channels)}: give one stride for each convolution"
+        )
+    total_stride = math.prod(model.strides)
+    if data.image_size % total_stride:
+        yield (
+            f"data.image_size: {data.image_size} is not divisible by {total_stride}, the product of "
+            f"model.strides {list(model.strides)}: change one of them"
+        )
+    if 1 in model.strides and model.kernel_size % 2 == 0:
+        yield f"model.kernel_size: {model.kernel_size} is even, and a stride of 1 needs an odd kernel to keep the size"
+    if model.kernel_size < max(model.strides):
+        yield (
+            f"model.kernel_size: {model.kernel_size} is smaller than the stride {max(model.strides)}, "
+            "which would skip pixels: raise it"
+        )
+
+
+def _data_problems(data: DataParams) -> Iterator[str]:
+    if data.source == "avatars" and data.num_images is None:
+        yield "data.num_images: null, but avatars are drawn on demand: say how many"
+    if data.source == "avatars" and data.crop is not None:
+        yield f"data.crop: {data.crop}, but avatars are drawn at data.image_size: set it to null"
+    if data.split == "official" and data.source != "celeba":
+        yield f"data.split: 'official', but only celeba has a partition of its own, not {data.source}: use random"
+    if data.split == "random" and data.validation_fraction + data.test_fraction >= 1:
+        yield (
+            f"data.validation_fraction: {data.validation_fraction} and data.test_fraction {data.test_fraction} "
+            "leave nothing to train on: their sum must be below 1"
+        )
+
+
+def _use_problems(params: Params) -> Iterator[str]:
+    for name, split in (("evaluate", params.evaluate.split), ("figures", params.figures.split)):
+        if split == "test" and params.data.split == "random" and params.data.test_fraction == 0:
+            yield f"{name}.split: 'test', but data.test_fraction is 0: use validation, or set images aside for the test"
+    strengths = params.figures.strengths
+    if len(strengths) % 2 == 0 or strengths[len(strengths) // 2] != 0 or list(strengths) != sorted(set(strengths)):
+        yield (
+            f"figures.strengths: {list(strengths)} must rise from negative to positive with 0 in the middle, "
+            "e.g. [-1.5, 0, 1.5]"
+        )
+
+
+def _explain(details: ErrorDetails) -> list[str]:
+    """The lines that tell one finding of pydantic by key, value and what is allowed."""
+    if details["type"] == "value_error":
+        return str(details["ctx"]["error"]).split("\n")
+    key = ".".join(str(part) for part in details["loc"]) or "the whole file"
+    if details["type"] == "missing":
+        return [f"{key}: missing; params.yaml must name every key"]
+    if details["type"] == "extra_forbidden":
+        allowed = ", ".join(_section_at(details["loc"][:-1]).model_fields)
+        return [f"{key}: {details['input']!r} is an unknown key; allowed here: {allowed}"]
+    message = details["msg"].replace("Input should", "must").replace("valid dictionary or instance of", "mapping like")
+    return [f"{key}: {details['input']!r} {message}"]
+
+
+def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
+    section: type[BaseModel] = Params
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        assert annotation is not None
+        section = annotation
+    return section
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """PyYAML with YAML 1.2's scalars: 1e-5 is a float, `no` a string, 0644 the number 644; no key twice."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        for (key, _), name in zip(node.value, keys, strict=True):
+            if keys.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", key.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _construct_integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+_SCALARS = {  # YAML 1.2's core schema: the pattern of each type, and the characters that it may begin with
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+}
+for _type, (_pattern, _first) in _SCALARS.items():
+    _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(rf"^(?:{_pattern})$"), _first)
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _construct_integer)

@@ -1,0 +1,220 @@
+"""From raw images to the prepared set: decode on all cores, split, and stream to disk.
+
+At no time are more than a few chunks of images in memory, and the folder appears under its name only when it is
+whole. This module imports no torch.
+"""
+
+import hashlib
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from facevae.errors import UserError
+from facevae.images import BadImageError, fit_image
+from facevae.params import DataParams
+from facevae.prepared import ATTRIBUTES, MANIFEST, SPLITS, BadFile, Manifest
+from facevae.sources.source import Source
+
+CHUNK_SIZE = 64  # images that a process decodes at a time
+MAX_LISTED = 20  # bad files that an error names
+
+Chunk = tuple[NDArray[np.uint8], list[tuple[int, str]]]
+
+
+def prepare(source: Source, params: DataParams, seed: int, target: Path) -> Manifest:
+    """Write the prepared set of `source` to the folder `target`, replacing what is there.
+
+    Raises
+    ------
+    UserError
+        A split that must not be empty would be; or there are bad images and `data.on_bad_image` is "fail": all of
+        them are listed.
+    """
+    splits = assign_splits(source, params, seed)
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a prepare that was killed
+    partial.mkdir(parents=True)
+    try:
+        manifest = _write(source, splits, params, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return manifest
+
+
+def assign_splits(source: Source, params: DataParams, seed: int) -> NDArray[np.str_]:
+    """The split of each image of `source`: by its own partition, or by a seeded permutation.
+
+    Bad images are not known yet, so which images share a split does not depend on them.
+    """
+    if params.split == "official":
+        assert source.partition is not None  # only sources that have one are let through by the params
+        splits = np.array(source.partition)
+    else:
+        num_images = len(source.names)
+        num_validation = round(num_images * params.validation_fraction)
+        num_test = round(num_images * params.test_fraction)
+        order = np.random.default_rng(seed).permutation(num_images)
+        splits = np.full(num_images, "train", dtype="<U10")
+        splits[order[:num_validation]] = "validation"
+        splits[order[num_validation : num_validation + num_test]] = "test"
+    _check_splits(splits, params)
+    return splits
+
+
+def _check_splits(splits: NDArray[np.str_], params: DataParams) -> None:
+    needed = ["train", "validation"]
+    if params.split == "official" or params.test_fraction > 0:
+        needed.append("test")
+    for split in needed:
+        if not (splits == split).any():
+            raise UserError(
+                f"data: {len(splits)} images with split {params.split!r}, validation_fraction "
+                f"{params.validation_fraction} and test_fraction {params.test_fraction} leave no {split} image: "
+                "raise data.num_images or the fraction"
+            )
+
+
+def _write(source: Source, splits: NDArray[np.str_], params: DataParams, folder: Path) -> Manifest:
+    shape = (params.image_size, params.image_size, params.channels)
+    bad_images: list[tuple[int, str]] = []
+    with ExitStack() as stack:
+        arrays = {split: stack.enter_context(ArrayWriter(folder / f"{split}.npy", shape)) for split in SPLITS}
+        pool = stack.enter_context(_pool(source, params))
+        bar = stack.enter_context(tqdm(total=len(source.names), desc="prepare", unit="image", disable=None))
+        for start, (images, bad) in _decode_in_order(pool, len(source.names)):
+            chunk = np.delete(splits[start : start + CHUNK_SIZE], [position - start for position, _ in bad])
+            for split in SPLITS:
+                arrays[split].append(images[chunk == split])
+            bad_images.extend(bad)
+            bar.update(len(images) + len(bad))
+    _refuse(source, bad_images, params)
+    good = np.ones(len(splits), dtype=bool)
+    good[[position for position, _ in bad_images]] = False
+    _check_splits(splits[good], params)
+    attributes_digest = _write_attributes(source, np.where(good, splits, ""), folder / ATTRIBUTES)
+    digest = hashlib.sha256(repr(shape).encode())
+    for part in (*(arrays[split].digest.hexdigest() for split in SPLITS), attributes_digest):
+        digest.update(part.encode())
+    manifest = Manifest(
+        source=params.source,
+        image_size=params.image_size,
+        channels=params.channels,
+        crop=params.crop,
+        split=params.split,
+        num_images={split: arrays[split].length for split in SPLITS},
+        bad_images=[BadFile(name=source.names[position], reason=reason) for position, reason in bad_images],
+        digest=digest.hexdigest(),
+    )
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _refuse(source: Source, bad_images: list[tuple[int, str]], params: DataParams) -> None:
+    if not bad_images or params.on_bad_image == "skip":
+        return
+    lines = [f"  {source.names[position]}: {reason}" for position, reason in bad_images[:MAX_LISTED]]
+    if len(bad_images) > MAX_LISTED:
+        lines.append(f"  and {len(bad_images) - MAX_LISTED} more")
+    raise UserError(
+        f"{len(bad_images)} of {len(source.names)} images under {params.root} cannot be used:\n"
+        + "\n".join(lines)
+        + "\nMend or remove them, or set data.on_bad_image to skip, which lists them in the manifest."
+    )
+
+
+def _write_attributes(source: Source, splits: NDArray[np.str_], path: Path) -> str:
+    table = source.attributes.copy()
+    table.index.name = "name"
+    table.insert(0, "split", splits)
+    ordered = [table[table["split"] == split] for split in SPLITS]
+    content = "".join(part.to_csv(header=i == 0, lineterminator="\n") for i, part in enumerate(ordered)).encode()
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+class ArrayWriter:
+    """A .npy file of uint8 images that grows as chunks arrive, so that nothing but the chunk is in memory."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.length = 0
+        self.digest = hashlib.sha256()
+        self._shape = shape
+        self._file = path.open("wb")
+        self._header_size = self._write_header()
+
+    def append(self, images: NDArray[np.uint8]) -> None:
+        """Add images of shape (N, *shape)."""
+        content = np.ascontiguousarray(images).tobytes()
+        self.digest.update(content)
+        self._file.write(content)
+        self.length += len(images)
+
+    def _write_header(self) -> int:
+        self._file.seek(0)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (self.length, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)  # padded by NumPy so that the first axis may grow
+        return self._file.tell()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._file:
+            if self._write_header() != self._header_size:
+                raise RuntimeError("the header of a .npy file changed its size as the array grew")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+
+_work: tuple[Source, DataParams] | None = None  # what a process of the pool decodes, handed over once at its start
+
+
+def _pool(source: Source, params: DataParams) -> Executor:
+    return ProcessPoolExecutor(os.cpu_count(), initializer=_start_process, initargs=(source, params))
+
+
+def _start_process(source: Source, params: DataParams) -> None:
+    global _work
+    _work = source, params
+
+
+def _decode_in_order(pool: Executor, num_images: int) -> Iterator[tuple[int, Chunk]]:
+    """Chunks in the order of the source, a bounded number of them under way."""
+    pending: deque[tuple[int, Future[Chunk]]] = deque()
+    for start in range(0, num_images, CHUNK_SIZE):
+        pending.append((start, pool.submit(_decode, start, min(start + CHUNK_SIZE, num_images))))
+        if len(pending) > 4 * (os.cpu_count() or 1):
+            first, chunk = pending.popleft()
+            yield first, chunk.result()
+    for first, chunk in pending:
+        yield first, chunk.result()
+
+
+def _decode(start: int, stop: int) -> Chunk:
+    """The usable images of a chunk, and the position and reason of each of the others."""
+    assert _work is not None
+    source, params = _work
+    images = np.empty((stop - start, params.image_size, params.image_size, params.channels), np.uint8)
+    bad: list[tuple[int, str]] = []
+    for position in range(start, stop):
+        try:
+            image = source.read(position)
+            images[position - start - len(bad)] = fit_image(image, params.image_size, params.channels, params.crop)
+        except BadImageError as error:
+            bad.append((position, str(error)))
+    return images[: len(images) - len(bad)], bad

@@ -1,0 +1,31 @@
+"""Where raw images come from, one file a source."""
+
+from pathlib import Path
+
+from facevae.params import DataParams
+from facevae.sources.avatars import open_avatars
+from facevae.sources.celeba import open_celeba
+from facevae.sources.folder import open_folder
+from facevae.sources.mnist import open_mnist
+from facevae.sources.source import Source
+
+
+def open_source(params: DataParams, seed: int) -> Source:
+    """The source that `data.source` names.
+
+    Raises
+    ------
+    UserError
+        Something that the source needs is missing or malformed under `data.root`.
+    """
+    root = Path(params.root)
+    match params.source:
+        case "avatars":
+            assert params.num_images is not None  # checked with the params
+            return open_avatars(params.num_images, params.image_size, seed)
+        case "celeba":
+            return open_celeba(root, params.num_images, official=params.split == "official")
+        case "mnist":
+            return open_mnist(root, params.num_images)
+        case "folder":
+            return open_folder(root, params.num_images)

@@ -1,0 +1,220 @@
+"""The one training loop; it knows nothing of files, DVC or MLflow."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from facevae import objective
+from facevae.errors import UserError
+from facevae.files import round_number
+from facevae.hardware import choose_device, uses_bfloat16
+from facevae.model import VAE, to_unit_range
+from facevae.params import ModelParams, TrainParams
+
+REPORT_EVERY = 20  # steps between looks at numbers that live on the device
+
+EpochRow = dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained model, in evaluation mode and on the CPU, with the weights of its best epoch.
+
+    `history` has one row an epoch; `best_epoch` is the one with the lowest validation loss, counted from 1.
+    """
+
+    model: VAE
+    history: pd.DataFrame
+    best_epoch: int
+
+    def summary(self) -> dict[str, float]:
+        """The figures of the best epoch, and the number of skipped steps of all epochs."""
+        best = self.history.set_index("epoch").loc[self.best_epoch]
+        return {
+            "best_epoch": self.best_epoch,
+            "best_train_loss": float(best["train_loss"]),
+            "best_validation_loss": float(best["validation_loss"]),
+            "total_skipped_steps": int(self.history["skipped_steps"].sum()),
+        }
+
+
+def train(
+    train_images: NDArray[np.uint8],
+    validation_images: NDArray[np.uint8],
+    model_params: ModelParams,
+    params: TrainParams,
+    *,
+    seed: int,
+    on_epoch: Callable[[EpochRow], None],
+) -> TrainingResult:
+    """Train a VAE with Adam and keep the weights of the best epoch.
+
+    Parameters
+    ----------
+    train_images, validation_images
+        Shape (N, height, width, channels); memory maps will do.
+    model_params, params
+        The architecture; the objective and its optimisation.
+    seed
+        Determines the initial weights, the order of the images, the noise and the dropout.
+    on_epoch
+        Called after each epoch with its row of the history.
+
+    Raises
+    ------
+    UserError
+        Too many steps exploded, or the validation loss is not finite: the message says what to change.
+    """
+    torch.manual_seed(seed)
+    device = choose_device(params)
+    _, image_size, _, image_channels = train_images.shape
+    model = VAE(model_params, image_size, image_channels).to(device)
+    loop = _Loop(model, params, len(train_images), device, seed)
+    rows: list[EpochRow] = []
+    best_loss, best_weights = math.inf, model.state_dict()
+    with tqdm(total=params.epochs * len(train_images), desc="train", unit="image", disable=None) as bar:
+        for epoch in range(1, params.epochs + 1):
+            numbers = {"epoch": epoch, **loop.train_epoch(train_images, bar), **loop.validate(validation_images)}
+            row = {key: round_number(value) for key, value in numbers.items()}
+            if not math.isfinite(row["validation_loss"]):
+                raise UserError(f"the validation loss is {row['validation_loss']} after epoch {epoch}. {_ADVICE}")
+            if row["validation_loss"] < best_loss:
+                best_loss, best_weights = row["validation_loss"], copy.deepcopy(model.state_dict())
+            rows.append(row)
+            on_epoch(row)
+    model.load_state_dict(best_weights)
+    history = pd.DataFrame(rows).astype({"epoch": int, "skipped_steps": int})
+    best_epoch = int(history["epoch"][history["validation_loss"].idxmin()])
+    return TrainingResult(model.cpu().eval(), history, best_epoch)
+
+
+def learning_rate_at(params: TrainParams, step: int, num_steps: int) -> float:
+    """The learning rate of a step, counted from 0: linear warm-up, then constant or half a cosine down to zero."""
+    warmup = min(1.0, (step + 1) / (params.learning_rate_warmup_steps + 1))
+    decay = 0.5 * (1 + math.cos(math.pi * step / num_steps)) if params.learning_rate_decay == "cosine" else 1.0
+    return params.learning_rate * warmup * decay
+
+
+def kl_weight_at(params: TrainParams, epochs: float) -> float:
+    """The weight of the KL term after `epochs` (a fraction will do): it rises from 0 to beta during the warm-up."""
+    return params.beta * min(1.0, epochs / params.kl_warmup_epochs) if params.kl_warmup_epochs else params.beta
+
+
+class _Loop:
+    """Model, optimiser, generators and position, as they go from epoch to epoch."""
+
+    def __init__(self, model: VAE, params: TrainParams, num_images: int, device: torch.device, seed: int) -> None:
+        self.model = model
+        self.params = params
+        self.device = device
+        self.seed = seed
+        self.step = 0
+        self.steps_per_epoch = math.ceil(num_images / params.batch_size)
+        self.order = np.random.default_rng(seed)
+        self.noise = torch.Generator(device).manual_seed(seed)
+        self.bfloat16 = uses_bfloat16(params, device)
+        model.log_sigma.requires_grad_(params.likelihood == "gaussian")
+        self.trainable = [weight for weight in model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.Adam(self.trainable, lr=params.learning_rate, fused=True)
+
+    def train_epoch(self, images: NDArray[np.uint8], bar: "tqdm[NoReturn]") -> EpochRow:
+        """One pass over all images in a new order; means are over the steps that were taken."""
+        self.model.train()
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, reconstruction, KL
+        num_taken = torch.zeros((), dtype=torch.float64, device=self.device)  # images of steps that were not skipped
+        num_skipped = torch.zeros((), device=self.device)
+        largest_norm = torch.zeros((), device=self.device)
+        for batch in _batches(images, self.params.batch_size, self.order.permutation(len(images))):
+            terms, norm, skip = self._train_step(to_unit_range(batch, self.device))
+            totals += torch.where(skip, 0.0, terms) * len(batch)
+            num_taken += torch.where(skip, 0, len(batch))
+            num_skipped += skip
+            largest_norm = torch.where(skip, largest_norm, torch.maximum(largest_norm, norm))
+            bar.update(len(batch))
+            if self.step % REPORT_EVERY == 0 or self.step % self.steps_per_epoch == 0:
+                _check_skipped(int(num_skipped), self.params, self.step)
+                loss, reconstruction, kl = (totals / num_taken.clamp(min=1)).tolist()
+                bar.set_postfix(loss=f"{loss:.1f}", reconstruction=f"{reconstruction:.1f}", kl=f"{kl:.1f}")
+        return {
+            "learning_rate": self._learning_rate(self.step - 1),
+            "train_loss": loss,
+            "train_reconstruction": reconstruction,
+            "train_kl": kl,
+            "largest_gradient_norm": float(largest_norm),
+            "skipped_steps": float(num_skipped),
+        }
+
+    @torch.no_grad()
+    def validate(self, images: NDArray[np.uint8]) -> EpochRow:
+        """Means over all images, in evaluation mode, with the same noise and the full weight of the KL every time."""
+        self.model.eval()
+        noise = torch.Generator(self.device).manual_seed(self.seed)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for batch in _batches(images, self.params.batch_size, np.arange(len(images))):
+            totals += self._terms(to_unit_range(batch, self.device), noise, self.params.beta) * len(batch)
+        loss, reconstruction, kl = (totals / len(images)).tolist()
+        return {"validation_loss": loss, "validation_reconstruction": reconstruction, "validation_kl": kl}
+
+    def _train_step(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Update the weights; gives loss, reconstruction and KL (3,), the gradient's norm, and whether it was skipped.
+
+        The optimiser is told of the clipping and of the skip by the two tensors through which PyTorch's own loss
+        scaling speaks to fused optimisers, so that nothing waits for the device.
+        """
+        terms = self._terms(images, self.noise, kl_weight_at(self.params, (self.step + 1) / self.steps_per_epoch))
+        self.optimizer.zero_grad()
+        terms[0].backward()
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.trainable if weight.grad is not None])
+        scaling: Any = self.optimizer
+        skip = ~torch.isfinite(norm)
+        if self.params.skip_gradient_norm is not None:
+            skip |= norm > self.params.skip_gradient_norm
+        if self.params.clip_gradient_norm is not None:
+            scaling.grad_scale = (norm / self.params.clip_gradient_norm).clamp(min=1)  # it divides the gradients
+        scaling.found_inf = skip.float()
+        self.optimizer.param_groups[0]["lr"] = self._learning_rate(self.step)
+        self.optimizer.step()
+        self.step += 1
+        return terms.detach(), norm, skip
+
+    def _terms(self, images: Tensor, noise: torch.Generator, kl_weight: float) -> Tensor:
+        """Loss, reconstruction and KL, means over a batch; the terms are in float32 whatever the network is in."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            posterior = self.model.encode(images)
+            reconstruction = self.model.decode(posterior.sample(noise))
+        likelihood, log_sigma = self.params.likelihood, self.model.log_sigma
+        reconstruction_term = objective.reconstruction_term(likelihood, reconstruction, images, log_sigma).mean()
+        kl = objective.kl_nats(posterior).mean()
+        return torch.stack([reconstruction_term + kl_weight * kl, reconstruction_term, kl])
+
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate_at(self.params, step, self.params.epochs * self.steps_per_epoch)
+
+
+def _batches(images: NDArray[np.uint8], batch_size: int, order: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(order), batch_size):
+        yield images[order[start : start + batch_size]]
+
+
+def _check_skipped(num_skipped: int, params: TrainParams, step: int) -> None:
+    if num_skipped > params.max_skipped_steps:
+        raise UserError(
+            f"{num_skipped} steps of one epoch had a gradient that was not finite or longer than "
+            f"train.skip_gradient_norm {params.skip_gradient_norm}, more than train.max_skipped_steps "
+            f"{params.max_skipped_steps}; training stopped at step {step}. {_ADVICE}"
+        )
+
+
+_ADVICE = (
+    "Training has become unstable: lower train.learning_rate, raise train.learning_rate_warmup_steps or "
+    "train.kl_warmup_epochs, or set train.precision to float32."
+)

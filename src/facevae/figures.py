@@ -49,14 +49,19 @@ def save_tiles(
     _save(figure, path)
 
 
-def save_losses(path: Path, history: pd.DataFrame, best_epoch: int) -> None:
-    """Draw total, reconstruction and KL over the epochs, for training and validation, the best epoch marked."""
+def save_losses(path: Path, history: pd.DataFrame) -> None:
+    """Draw total, reconstruction and KL over the epochs, for training and validation.
+
+    The epoch of the lowest validation loss, whose weights are kept, is marked.
+    """
     figure = Figure(figsize=(10.5, 3.4), dpi=DPI, layout="constrained")
+    best_row = history.iloc[int(history["validation_loss"].to_numpy().argmin())]
+    best_epoch = int(best_row["epoch"])
     panels = {"loss": "Loss", "reconstruction": "Reconstruction", "kl": "KL divergence"}
     for axes, (column, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for split, colour in (("train", "tab:blue"), ("validation", "tab:orange")):
             axes.plot(history["epoch"], history[f"{split}_{column}"], color=colour, label=split.capitalize())
-        best = history.set_index("epoch").loc[best_epoch, f"validation_{column}"]
+        best = float(best_row[f"validation_{column}"])
         axes.axvline(best_epoch, color="0.6", linewidth=1, linestyle=":")
         label = f"Best epoch ({best_epoch}): {best:.1f}"
         axes.plot(best_epoch, best, "o", color="tab:orange", markersize=5, label=label)

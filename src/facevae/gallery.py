@@ -41,7 +41,7 @@ def render_all(
     images = prepared.images(params.split)
     paths = [folder / f"{name}.png" for name in FIGURES]
     losses, reconstructions, samples, interpolation, arithmetic, latent_map = paths
-    figures.save_losses(losses, history, int(history["epoch"][history["validation_loss"].idxmin()]))
+    figures.save_losses(losses, history)
     figures.save_tiles(
         reconstructions,
         pictures.reconstruct(model, np.array(images[: params.num_reconstructions])),

@@ -12,7 +12,7 @@ from torch.nn import functional
 from facevae.model import Posterior
 from facevae.params import Likelihood
 
-LOG_SIGMA_FLOOR = -6.0  # below it the likelihood of 8-bit images is a matter of rounding (arXiv 2006.13202, section 3)
+LOG_SIGMA_FLOOR = -6.0  # training holds log sigma above it: 8-bit pixels are known no better than to 1/256
 
 
 def squared_error(reconstruction: Tensor, images: Tensor) -> Tensor:
@@ -23,9 +23,8 @@ def squared_error(reconstruction: Tensor, images: Tensor) -> Tensor:
 def gaussian_nats(reconstruction: Tensor, images: Tensor, log_sigma: Tensor) -> Tensor:
     """-log N(images; reconstruction, sigma^2) of each image, shape (batch,) (arXiv 2006.13202, equation 4).
 
-    `log_sigma` is a scalar, shared by all pixels, and floored softly at `LOG_SIGMA_FLOOR`.
+    `log_sigma` is a scalar, shared by all pixels.
     """
-    log_sigma = LOG_SIGMA_FLOOR + functional.softplus(log_sigma - LOG_SIGMA_FLOOR)
     num_values = images[0].numel()
     error = squared_error(reconstruction, images)
     return 0.5 * error * torch.exp(-2 * log_sigma) + num_values * (log_sigma + 0.5 * math.log(2 * math.pi))

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -215,7 +215,8 @@ def _explain(details: ErrorDetails) -> list[str]:
     if details["type"] == "extra_forbidden":
         allowed = ", ".join(_section_at(details["loc"][:-1]).model_fields)
         return [f"{key}: {details['input']!r} is an unknown key; allowed here: {allowed}"]
-    message = details["msg"].replace("Input should", "must").replace("valid dictionary or instance of", "mapping like")
+    message = re.sub("^(Input|String|Tuple) should", "must", details["msg"])
+    message = message.replace("valid dictionary or instance of", "mapping like")
     return [f"{key}: {details['input']!r} {message}"]
 
 
@@ -223,15 +224,13 @@ def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     section: type[BaseModel] = Params
     for part in location:
         annotation = section.model_fields[str(part)].annotation
-        assert annotation is not None
+        assert isinstance(annotation, type)
         section = annotation
     return section
 
 
 class _Yaml12Loader(yaml.SafeLoader):
     """PyYAML with YAML 1.2's scalars: 1e-5 is a float, `no` a string, 0644 the number 644; no key twice."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value]
@@ -254,6 +253,7 @@ _SCALARS = {  # YAML 1.2's core schema: the pattern of each type, and the charac
         list("-+.0123456789"),
     ),
 }
+_Yaml12Loader.yaml_implicit_resolvers = {}  # forget YAML 1.1's
 for _type, (_pattern, _first) in _SCALARS.items():
     _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(rf"^(?:{_pattern})$"), _first)
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _construct_integer)

@@ -38,7 +38,7 @@ class TrainingResult:
 
     def summary(self) -> dict[str, float]:
         """The figures of the best epoch, and the number of skipped steps of all epochs."""
-        best = self.history.set_index("epoch").loc[self.best_epoch]
+        best = self.history.iloc[self.best_epoch - 1]
         return {
             "best_epoch": self.best_epoch,
             "best_train_loss": float(best["train_loss"]),
@@ -80,7 +80,7 @@ def train(
     model = VAE(model_params, image_size, image_channels).to(device)
     loop = _Loop(model, params, len(train_images), device, seed)
     rows: list[EpochRow] = []
-    best_loss, best_weights = math.inf, model.state_dict()
+    best_epoch, best_loss, best_weights = 0, math.inf, model.state_dict()
     with tqdm(total=params.epochs * len(train_images), desc="train", unit="image", disable=None) as bar:
         for epoch in range(1, params.epochs + 1):
             numbers = {"epoch": epoch, **loop.train_epoch(train_images, bar), **loop.validate(validation_images)}
@@ -88,12 +88,12 @@ def train(
             if not math.isfinite(row["validation_loss"]):
                 raise UserError(f"the validation loss is {row['validation_loss']} after epoch {epoch}. {_ADVICE}")
             if row["validation_loss"] < best_loss:
-                best_loss, best_weights = row["validation_loss"], copy.deepcopy(model.state_dict())
+                best_epoch, best_loss = epoch, row["validation_loss"]
+                best_weights = copy.deepcopy(model.state_dict())
             rows.append(row)
             on_epoch(row)
     model.load_state_dict(best_weights)
     history = pd.DataFrame(rows).astype({"epoch": int, "skipped_steps": int})
-    best_epoch = int(history["epoch"][history["validation_loss"].idxmin()])
     return TrainingResult(model.cpu().eval(), history, best_epoch)
 
 
@@ -183,6 +183,7 @@ class _Loop:
         scaling.found_inf = skip.float()
         self.optimizer.param_groups[0]["lr"] = self._learning_rate(self.step)
         self.optimizer.step()
+        self.model.log_sigma.data.clamp_(min=objective.LOG_SIGMA_FLOOR)
         self.step += 1
         return terms.detach(), norm, skip
 

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -98,5 +99,5 @@ def _read_from_archive(archive: Path, members: Sequence[str], position: int) -> 
     try:
         with _open_archive(archive).open(members[position]) as file:
             return read_image(file)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise BadImageError(f"it is damaged inside {archive.name}: {error}") from error

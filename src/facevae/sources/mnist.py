@@ -8,6 +8,7 @@ import gzip
 import logging
 import math
 import struct
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def _read_idx(path: Path | None, dimensions: int) -> NDArray[np.uint8]:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         *_, kind, rank = struct.unpack_from(">4B", content)
         shape = struct.unpack_from(f">{dimensions}I", content, 4)
-    except (OSError, EOFError, struct.error) as error:
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise UserError(f"{path} cannot be read: {error}; delete it to download it again") from error
     data = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
     if kind != 0x08 or rank != dimensions or data.size != math.prod(shape):

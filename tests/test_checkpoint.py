@@ -1,0 +1,90 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_params
+
+from facevae import checkpoint
+from facevae.errors import UserError
+from facevae.files import write_bytes
+from facevae.model import VAE
+
+
+def saved(path: Path, **changes: object) -> VAE:
+    torch.manual_seed(0)
+    model = VAE(small_params(**changes).model, 8, 3).eval()
+    checkpoint.save(path, model, likelihood="squared_error", fingerprint="abc")
+    return model
+
+
+def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    model = saved(tmp_path / "vae.safetensors", model__normalization="batch", model__dropout=0.5)
+    loaded, header = checkpoint.load(tmp_path / "vae.safetensors")
+    assert (header.fingerprint, header.likelihood) == ("abc", "squared_error")
+    assert (header.image_size, header.image_channels) == (8, 3)
+    assert header.model == model.params
+    assert not loaded.training
+    images = torch.rand(3, 3, 8, 8)
+    assert torch.equal(loaded.decode(loaded.encode(images).mean), model.decode(model.encode(images).mean))
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    saved(tmp_path / "a.safetensors")
+    saved(tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flip_the_header(content: bytes) -> bytes:
+    return content[:12] + bytes(byte ^ 0xFF for byte in content[12:40]) + content[40:]
+
+
+def of_another_shape(content: bytes) -> bytes:
+    return content.replace(b'latent_dim\\":3', b'latent_dim\\":4')
+
+
+def with_an_unknown_key(content: bytes) -> bytes:
+    return content.replace(b'\\"fingerprint\\"', b'\\"fingerprinX\\"')
+
+
+def emptied(_content: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [cut, flip_the_header, of_another_shape, with_an_unknown_key, emptied])
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "vae.safetensors"
+    saved(path)
+    damaged = damage(path.read_bytes())
+    assert damaged != path.read_bytes()
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="vae.safetensors is"):
+        checkpoint.load(path)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    header = json.dumps({"__metadata__": {"format": "pt"}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="damaged, or not a file of facevae"):
+        checkpoint.load(path)
+
+
+def test_a_missing_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is missing: train it by `dvc repro train`"):
+        checkpoint.load(tmp_path / "vae.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    saved(path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        write_bytes(path, "not bytes")  # type: ignore[arg-type]
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

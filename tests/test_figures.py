@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import disc_images
+from PIL import Image
+
+from facevae import figures
+
+TILES = disc_images(6, size=64).reshape(2, 3, 64, 64, 3)
+HISTORY = pd.DataFrame(
+    {"epoch": [1, 2, 3]}
+    | {f"train_{term}": [3.0, 2.0, 1.0] for term in ("loss", "reconstruction", "kl")}
+    | {f"validation_{term}": [3.0, 2.0, 2.5] for term in ("loss", "reconstruction", "kl")}
+)
+
+
+def find(picture: Path, pixels: np.ndarray) -> bool:
+    """Whether the pixels stand somewhere in the picture, each as it is."""
+    with Image.open(picture) as image:
+        sheet = np.asarray(image.convert("RGB"))
+    windows = np.lib.stride_tricks.sliding_window_view(sheet, pixels.shape)
+    centre = pixels.shape[0] // 2
+    candidates = np.argwhere((windows[:, :, 0, centre, centre] == pixels[centre, centre]).all(-1))
+    return any(np.array_equal(windows[y, x, 0], pixels) for y, x in candidates)
+
+
+@pytest.mark.parametrize("labels", [{}, {"row_labels": ["one", "two"], "column_labels": ["a", "b", "c"], "title": "t"}])
+def test_every_tile_stands_in_the_picture_with_its_own_pixels(tmp_path: Path, labels: dict[str, list[str]]) -> None:
+    path = tmp_path / "tiles.png"
+    figures.save_tiles(path, TILES, **labels)  # type: ignore[arg-type]
+    assert all(find(path, tile) for tile in TILES.reshape(6, 64, 64, 3))
+
+
+def test_small_grey_tiles_are_enlarged_by_a_whole_factor(tmp_path: Path) -> None:
+    path = tmp_path / "tiles.png"
+    grey = disc_images(2, size=28, channels=1).reshape(1, 2, 28, 28, 1)
+    figures.save_tiles(path, grey)
+    assert find(path, grey[0, 1].repeat(3, 0).repeat(3, 1).repeat(3, 2))
+
+
+def test_pictures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+    points = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+    categories = np.arange(30) % 3 - 1
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        figures.save_tiles(folder / "tiles.png", TILES, row_labels=["one", "two"])
+        figures.save_losses(folder / "losses.png", HISTORY)
+        figures.save_latent_map(folder / "map.png", TILES, points, categories, ["a", "b"], ("x", "y"))
+        figures.save_note(folder / "note.png", "nothing to show")
+    for path in (tmp_path / "first").iterdir():
+        content = path.read_bytes()
+        assert content == (tmp_path / "second" / path.name).read_bytes()
+        assert b"matplotlib" not in content.lower()
+
+
+def test_the_losses_show_the_best_epoch(tmp_path: Path) -> None:
+    figures.save_losses(tmp_path / "2.png", HISTORY)
+    figures.save_losses(tmp_path / "3.png", HISTORY.assign(validation_loss=[3.0, 2.0, 1.9]))
+    assert (tmp_path / "2.png").read_bytes() != (tmp_path / "3.png").read_bytes()
+
+
+def test_a_history_of_one_epoch_is_drawn(tmp_path: Path) -> None:
+    figures.save_losses(tmp_path / "losses.png", HISTORY[:1])
+    with Image.open(tmp_path / "losses.png") as picture:
+        assert picture.width > 500

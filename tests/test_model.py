@@ -1,0 +1,97 @@
+import math
+
+import pytest
+import torch
+from conftest import ROOT, small_params
+from torch import nn
+
+from facevae.model import VAE, Decoder, Encoder, Posterior, feature_shape
+from facevae.params import load_params
+from facevae.summary import summarize
+
+
+@pytest.mark.parametrize(
+    ("preset", "features", "latent_dim"),
+    [("celeba", (256, 32, 32), 32), ("celeba-script", (256, 8, 8), 64), ("mnist", (64, 7, 7), 2)],
+)
+def test_the_originals_have_their_shapes(preset: str, features: tuple[int, ...], latent_dim: int) -> None:
+    params = load_params(ROOT / "presets" / f"{preset}.yaml")
+    size, channels = params.data.image_size, params.data.channels
+    with torch.device("meta"):
+        model = VAE(params.model, size, channels).eval()
+        images = torch.empty(2, channels, size, size)
+        last = model.encoder.blocks(images)
+        posterior = model.encode(images)
+        reconstruction = model.decode(posterior.mean)
+    assert last.shape[1:] == features == feature_shape(params.model, size)
+    assert posterior.mean.shape == posterior.log_variance.shape == (2, latent_dim)
+    assert reconstruction.shape == images.shape
+    if preset == "celeba":
+        assert math.prod(features) == 262_144
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "strides"),
+    [
+        (1, (1, 1)),
+        (2, (2, 2)),
+        (3, (1, 2)),
+        (3, (3, 1)),
+        (4, (2, 2)),
+        (4, (4, 2)),
+        (5, (4, 1)),
+        (7, (2, 3)),
+        (8, (3, 4)),
+    ],
+)
+def test_each_convolution_divides_the_size_by_its_stride(kernel_size: int, strides: tuple[int, int]) -> None:
+    params = small_params(model__kernel_size=kernel_size, model__strides=list(strides), data__image_size=24).model
+    images = torch.rand(2, 3, 24, 24)
+    model = VAE(params, 24, 3)
+    assert model.encoder.blocks(images).shape[-1] == 24 // math.prod(strides)
+    assert model.decode(model.encode(images).mean).shape == images.shape
+
+
+def test_the_decoder_mirrors_the_encoder() -> None:
+    params = small_params(model__normalization="batch", model__dropout=0.1).model
+    encoder = [layer for layer in Encoder(params, 8, 3).modules() if isinstance(layer, nn.Conv2d)]
+    decoder = [layer for layer in Decoder(params, 8, 3).modules() if isinstance(layer, nn.ConvTranspose2d)]
+    for down, up in zip(encoder, reversed(decoder), strict=True):
+        assert (down.in_channels, down.out_channels, down.stride) == (up.out_channels, up.in_channels, up.stride)
+
+
+@pytest.mark.parametrize("normalization", ["none", "batch", "group"])
+def test_nothing_stands_between_the_last_convolution_and_the_sigmoid(normalization: str) -> None:
+    params = small_params(model__normalization=normalization, model__dropout=0.3).model
+    decoder = Decoder(params, 8, 3)
+    last = decoder.blocks[-1]
+    assert isinstance(last, nn.Sequential)
+    assert [type(layer) for layer in last] == [nn.ConvTranspose2d]
+    latent = torch.randn(4, 3)
+    logits = decoder.eval().blocks(decoder.features(latent).unflatten(1, (16, 2, 2)))
+    assert (logits < 0).any()
+    torch.testing.assert_close(decoder(latent), torch.sigmoid(logits))
+
+
+def test_dropout_is_off_in_evaluation_mode() -> None:
+    model = VAE(small_params(model__dropout=0.5).model, 8, 3)
+    images = torch.rand(4, 3, 8, 8)
+    assert not torch.equal(model.train().encode(images).mean, model.encode(images).mean)
+    assert torch.equal(model.eval().encode(images).mean, model.encode(images).mean)
+
+
+def test_the_posterior_is_sampled_with_its_own_moments() -> None:
+    posterior = Posterior(torch.tensor([[1.0, -2.0]]).expand(100_000, 2), torch.tensor([[0.0, 2.0]]).expand(100_000, 2))
+    sample = posterior.sample(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sample.mean(0), torch.tensor([1.0, -2.0]), atol=0.03, rtol=0)
+    torch.testing.assert_close(sample.var(0), torch.tensor([1.0, math.exp(2.0)]), atol=0.1, rtol=0)
+
+
+def test_the_summary_counts_every_parameter() -> None:
+    demo = small_params().model
+    text = summarize(demo, 8, 3)
+    total = sum(weight.numel() for weight in VAE(demo, 8, 3).parameters())
+    rows = [line.split() for line in text.splitlines()[1:-1]]
+    assert text.splitlines()[-1] == f"{total:,} parameters"
+    assert sum(int(row[-1].replace(",", "")) for row in rows) == total - 1  # log_sigma belongs to no layer
+    assert "16 x 2 x 2" in text

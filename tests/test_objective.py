@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+
+from facevae import objective
+from facevae.model import Posterior
+
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES = torch.rand(5, 3, 4, 4, generator=GENERATOR)
+RECONSTRUCTION = torch.rand(5, 3, 4, 4, generator=GENERATOR) * 0.98 + 0.01
+
+
+def test_kl_is_that_of_torch_distributions() -> None:
+    mean, log_variance = torch.randn(5, 7, generator=GENERATOR), torch.randn(5, 7, generator=GENERATOR)
+    expected = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0))
+    posterior = Posterior(mean, log_variance)
+    torch.testing.assert_close(objective.kl_nats_per_dimension(posterior), expected)
+    torch.testing.assert_close(objective.kl_nats(posterior), expected.sum(1))
+
+
+def test_kl_of_the_prior_is_zero() -> None:
+    assert objective.kl_nats(Posterior(torch.zeros(2, 3), torch.zeros(2, 3))).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0])
+def test_gaussian_is_that_of_torch_distributions(sigma: float) -> None:
+    expected = -Independent(Normal(RECONSTRUCTION, sigma), 3).log_prob(IMAGES)
+    found = objective.gaussian_nats(RECONSTRUCTION, IMAGES, torch.tensor(math.log(sigma)))
+    torch.testing.assert_close(found, expected)
+
+
+def test_bernoulli_is_that_of_torch_distributions() -> None:
+    binary = (IMAGES >= 0.5).float()
+    expected = -Independent(Bernoulli(RECONSTRUCTION), 3).log_prob(binary)
+    torch.testing.assert_close(objective.bernoulli_nats(RECONSTRUCTION, IMAGES), expected)
+
+
+def test_squared_error_is_a_gaussian_of_variance_one_half() -> None:
+    expected = -Independent(Normal(RECONSTRUCTION, math.sqrt(0.5)), 3).log_prob(IMAGES)
+    sigma = torch.tensor(0.0)
+    nats = objective.reconstruction_nats("squared_error", RECONSTRUCTION, IMAGES, sigma)
+    torch.testing.assert_close(nats, expected)
+    term = objective.reconstruction_term("squared_error", RECONSTRUCTION, IMAGES, sigma)
+    torch.testing.assert_close(term, ((RECONSTRUCTION - IMAGES) ** 2).sum((1, 2, 3)))
+
+
+def test_the_bound_of_a_linear_gaussian_model_is_tight_at_its_true_posterior() -> None:
+    """x = w z + noise has a known likelihood, and reconstruction + KL averaged over the posterior must equal it."""
+    variance, weight = 0.09, torch.linspace(-1, 1, 48)
+    precision = 1 + weight.square().sum() / variance
+    image = IMAGES[:1]
+    mean = (weight @ image.flatten()) / variance / precision
+    posterior = Posterior(mean.view(1, 1), -precision.log().view(1, 1))
+    latent = torch.cat([posterior.sample(GENERATOR) for _ in range(20_000)])
+    reconstruction = (latent * weight).view(-1, 3, 4, 4)
+    sigma = torch.tensor(0.5 * math.log(variance))
+    nats = objective.gaussian_nats(reconstruction, image.expand_as(reconstruction), sigma).mean()
+    covariance = torch.outer(weight, weight) + variance * torch.eye(48)
+    exact = -torch.distributions.MultivariateNormal(torch.zeros(48), covariance).log_prob(image.flatten())
+    torch.testing.assert_close(nats + objective.kl_nats(posterior)[0], exact, rtol=0.02, atol=0.2)

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+from conftest import disc_images, small_params
+from sklearn.decomposition import PCA
+
+from facevae import pictures
+from facevae.errors import UserError
+from facevae.inference import decode_all, encode_all
+from facevae.model import VAE, to_unit_range
+
+IMAGES = disc_images(12)
+
+
+@pytest.fixture(scope="module")
+def model() -> VAE:
+    torch.manual_seed(0)
+    return VAE(small_params(model__normalization="batch", model__dropout=0.5).model, 8, 3).eval()
+
+
+def test_encoding_and_decoding_do_not_depend_on_the_batch_size(model: VAE) -> None:
+    whole = model.encode(to_unit_range(IMAGES, torch.device("cpu"))).mean.detach()
+    for batch_size in (1, 5, 12):
+        torch.testing.assert_close(encode_all(model, IMAGES, batch_size).mean, whole, atol=1e-5, rtol=1e-4)
+    grid = whole.view(3, 4, 3)
+    expected = (model.decode(whole).detach() * 255).round().permute(0, 2, 3, 1).numpy().reshape(3, 4, 8, 8, 3)
+    assert np.abs(decode_all(model, grid, batch_size=5).astype(int) - expected).max() <= 1
+
+
+def test_reconstructions_stand_below_their_originals(model: VAE) -> None:
+    tiles = pictures.reconstruct(model, IMAGES)
+    assert np.array_equal(tiles[0], IMAGES)
+    assert np.array_equal(tiles[1], decode_all(model, encode_all(model, IMAGES).mean))
+
+
+def test_samples_are_fixed_by_their_seed(model: VAE) -> None:
+    first = pictures.sample(model, 7, 4, seed=0)
+    assert first.shape == (2, 4, 8, 8, 3)
+    assert np.array_equal(first, pictures.sample(model, 7, 4, seed=0))
+    assert not np.array_equal(first, pictures.sample(model, 7, 4, seed=1))
+
+
+def test_an_interpolation_leads_from_one_reconstruction_to_the_other(model: VAE) -> None:
+    tiles = pictures.interpolate(model, IMAGES[:2], IMAGES[2:4], 5)
+    assert tiles.shape == (2, 7, 8, 8, 3)
+    assert np.array_equal(tiles[:, 0], IMAGES[:2])
+    assert np.array_equal(tiles[:, -1], IMAGES[2:4])
+    ends = pictures.reconstruct(model, IMAGES[:4])[1].astype(int)
+    assert np.abs(tiles[:, 1] - ends[:2]).max() <= 1
+    assert np.abs(tiles[:, -2] - ends[2:]).max() <= 1
+
+
+def test_attributes_are_varied_around_the_reconstruction(model: VAE) -> None:
+    directions = {"A": torch.tensor([1.0, 0, 0]), "B": torch.tensor([0, 2.0, 0])}
+    tiles = pictures.vary_attributes(model, IMAGES[:2], directions, ["B", "A"], [-1, 0, 1])
+    assert np.array_equal(tiles[:, 0], IMAGES[:2])
+    assert np.abs(tiles[:, 2].astype(int) - pictures.reconstruct(model, IMAGES[:2])[1]).max() <= 1
+    moved = encode_all(model, IMAGES[:1]).mean[0] + directions["B"]
+    assert np.abs(tiles[0, 3].astype(int) - decode_all(model, moved[None])[0]).max() <= 1
+    with pytest.raises(UserError, match="no attribute 'C'"):
+        pictures.vary_attributes(model, IMAGES[:1], directions, ["C"], [-1, 0, 1])
+
+
+def test_an_edit_adds_up_its_steps(model: VAE) -> None:
+    directions = {"A": torch.tensor([1.0, 0, 0]), "B": torch.tensor([0, 2.0, 0])}
+    tiles = pictures.edit_image(model, IMAGES[0], directions, {"A": 1.5, "B": -1.0})
+    moved = encode_all(model, IMAGES[:1]).mean + torch.tensor([1.5, -2.0, 0])
+    assert tiles.shape == (1, 3, 8, 8, 3)
+    assert np.array_equal(tiles[0, 0], IMAGES[0])
+    assert np.abs(tiles[0, 2].astype(int) - decode_all(model, moved)[0]).max() <= 1
+
+
+def test_the_principal_plane_is_that_of_scikit_learn() -> None:
+    means = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.5, 3.0, 1.0, 2.0, 0.1])
+    centre, axes = pictures.principal_plane(means)
+    pca = PCA(2).fit(means.numpy())
+    assert centre.numpy() == pytest.approx(pca.mean_, abs=1e-5)
+    assert np.abs(np.sum(axes.numpy() * pca.components_, axis=1)) == pytest.approx([1, 1], abs=1e-4)
+    assert (axes.gather(1, axes.abs().argmax(1, keepdim=True)) > 0).all()
+
+
+def test_a_plane_of_two_dimensions_is_left_as_it_is() -> None:
+    centre, axes = pictures.principal_plane(torch.randn(9, 2))
+    assert centre.tolist() == [0, 0]
+    assert axes.tolist() == [[1, 0], [0, 1]]
+
+
+def test_the_manifold_has_its_second_axis_upwards(model: VAE) -> None:
+    axes = torch.eye(3)[:2]
+    tiles = pictures.manifold(model, torch.zeros(3), axes, torch.tensor([1.0, 2.0]), 3)
+    quantile = 0.9674  # of the standard normal at 5/6
+    corner = decode_all(model, torch.tensor([[-quantile, 2 * quantile, 0.0]]))[0]
+    assert tiles.shape == (3, 3, 8, 8, 3)
+    assert np.abs(tiles[0, 0].astype(int) - corner).max() <= 1

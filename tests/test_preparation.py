@@ -1,0 +1,189 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import disc_images, small_params
+from PIL import Image
+
+from facevae.errors import UserError
+from facevae.images import BadImageError
+from facevae.params import DataParams
+from facevae.preparation import ArrayWriter, assign_splits, prepare
+from facevae.prepared import SPLITS, PreparedSet
+from facevae.sources.folder import open_folder
+from facevae.sources.source import Source
+
+PIXELS = disc_images(200)
+
+
+def read_disc(position: int) -> Image.Image:
+    return Image.fromarray(PIXELS[position])
+
+
+def read_disc_or_fail(position: int) -> Image.Image:
+    if position % 50 == 3:
+        raise BadImageError(f"it is number {position}")
+    return read_disc(position)
+
+
+def read_until_a_crash(position: int) -> Image.Image:
+    if position == 150:
+        raise RuntimeError("a bug")
+    return read_disc(position)
+
+
+def disc_source(read: Callable[[int], Image.Image] = read_disc, partition: list[str] | None = None) -> Source:
+    names = [f"disc-{i}" for i in range(len(PIXELS))]
+    bright = pd.DataFrame({"Bright": (PIXELS.max((1, 2, 3)) > 180).astype("uint8")}, index=names)
+    return Source(names, bright, read, partition)
+
+
+def data_params(**changes: object) -> DataParams:
+    return small_params(data__source="folder", **{f"data__{key}": value for key, value in changes.items()}).data
+
+
+def test_the_prepared_set_holds_each_image_once_with_its_attributes(tmp_path: Path) -> None:
+    manifest = prepare(disc_source(), data_params(), seed=1, target=tmp_path / "prepared")
+    prepared = PreparedSet(tmp_path / "prepared")
+    assert manifest.num_images == {"train": 120, "validation": 40, "test": 40}
+    seen = []
+    for split in SPLITS:
+        attributes = prepared.attributes(split)
+        for name, image, bright in zip(attributes.index, prepared.images(split), attributes["Bright"], strict=True):
+            position = int(name.removeprefix("disc-"))
+            assert np.array_equal(image, PIXELS[position])
+            assert bright == (PIXELS[position].max() > 180)
+            seen.append(position)
+    assert sorted(seen) == list(range(200))
+
+
+def test_the_split_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    first = prepare(disc_source(), data_params(), seed=1, target=tmp_path / "first")
+    again = prepare(disc_source(), data_params(), seed=1, target=tmp_path / "again")
+    other = prepare(disc_source(), data_params(), seed=2, target=tmp_path / "other")
+    assert first == again
+    for path in (tmp_path / "first").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    assert first.digest != other.digest
+
+
+def test_the_official_partition_is_followed(tmp_path: Path) -> None:
+    partition = ["test"] * 20 + ["train"] * 150 + ["validation"] * 30
+    params = small_params(data__source="celeba", data__split="official").data
+    prepare(disc_source(partition=partition), params, seed=0, target=tmp_path / "prepared")
+    assert np.array_equal(PreparedSet(tmp_path / "prepared").images("test"), PIXELS[:20])
+
+
+def test_grey_images_of_another_size(tmp_path: Path) -> None:
+    params = data_params(image_size=16, channels=1, crop=4)
+    prepare(disc_source(), params, seed=0, target=tmp_path / "prepared")
+    assert PreparedSet(tmp_path / "prepared").images("train").shape == (120, 16, 16, 1)
+
+
+def test_bad_images_fail_the_stage_and_all_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        prepare(disc_source(read_disc_or_fail), data_params(), seed=0, target=tmp_path / "prepared")
+    assert "4 of 200 images under data/raw cannot be used" in str(error.value)
+    for position in (3, 53, 103, 153):
+        assert f"disc-{position}: it is number {position}" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_images_are_skipped_and_listed_in_the_manifest(tmp_path: Path) -> None:
+    params = data_params(on_bad_image="skip")
+    manifest = prepare(disc_source(read_disc_or_fail), params, seed=1, target=tmp_path / "prepared")
+    assert [bad.name for bad in manifest.bad_images] == ["disc-3", "disc-53", "disc-103", "disc-153"]
+    prepared = PreparedSet(tmp_path / "prepared")
+    assert sum(manifest.num_images.values()) == 196
+    whole = assign_splits(disc_source(), params, seed=1)
+    for split in SPLITS:
+        names = prepared.attributes(split).index
+        assert [whole[int(name.removeprefix("disc-"))] for name in names] == [split] * len(names)
+        expected = np.stack([PIXELS[int(name.removeprefix("disc-"))] for name in names])
+        assert np.array_equal(prepared.images(split), expected)
+
+
+def test_a_truncated_file_in_a_folder_is_told_by_its_name(write_images: Callable[..., Path], tmp_path: Path) -> None:
+    root = write_images([f"{i}.jpg" for i in range(10)])
+    (root / "4.jpg").write_bytes((root / "4.jpg").read_bytes()[:-200])
+    params = data_params(root=str(root))
+    with pytest.raises(UserError, match=r"1 of 10 images .*\n  4.jpg: it cannot be decoded"):
+        prepare(open_folder(root, None), params, seed=0, target=tmp_path / "prepared")
+
+
+def test_a_crash_leaves_what_was_there_before(tmp_path: Path) -> None:
+    target = tmp_path / "prepared"
+    prepare(disc_source(), data_params(), seed=1, target=target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    with pytest.raises(RuntimeError, match="a bug"):
+        prepare(disc_source(read_until_a_crash), data_params(), seed=2, target=target)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_prepare_left_is_no_prepared_set(tmp_path: Path) -> None:
+    partial = tmp_path / "prepared.partial"
+    partial.mkdir()
+    (partial / "train.npy").write_bytes(b"half")
+    with pytest.raises(UserError, match="manifest.json is missing"):
+        PreparedSet(partial)
+    prepare(disc_source(), data_params(), seed=1, target=tmp_path / "prepared")
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "split"), [({"validation_fraction": 0.001}, "validation"), ({"test_fraction": 0.002}, "test")]
+)
+def test_a_split_that_would_be_empty_is_refused(changes: dict[str, float], split: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"leave no {split} image"):
+        prepare(disc_source(), data_params(**changes), seed=0, target=tmp_path / "prepared")
+
+
+def damage_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"source": "folder"}')
+
+
+def cut_array(folder: Path) -> None:
+    path = folder / "train.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def replace_array(folder: Path) -> None:
+    np.save(folder / "train.npy", PIXELS[:5])
+
+
+def drop_row(folder: Path) -> None:
+    lines = (folder / "attributes.csv").read_text().splitlines()
+    (folder / "attributes.csv").write_text("\n".join(lines[:-1]))
+
+
+def read_everything(folder: Path) -> None:
+    prepared = PreparedSet(folder)
+    prepared.images("train")
+    prepared.attributes("train")
+
+
+@pytest.mark.parametrize("damage", [damage_manifest, cut_array, replace_array, drop_row])
+def test_a_damaged_prepared_set_is_not_read(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    prepare(disc_source(), data_params(), seed=1, target=tmp_path / "prepared")
+    damage(tmp_path / "prepared")
+    with pytest.raises(UserError, match="run `dvc repro --force prepare`"):
+        read_everything(tmp_path / "prepared")
+
+
+def test_a_growing_array_is_an_ordinary_npy_file(tmp_path: Path) -> None:
+    with ArrayWriter(tmp_path / "a.npy", (8, 8, 3)) as writer:
+        for start in range(0, 200, 30):
+            writer.append(PIXELS[start : start + 30])
+    assert np.array_equal(np.load(tmp_path / "a.npy"), PIXELS)
+    np.save(tmp_path / "b.npy", PIXELS)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+def test_the_manifest_holds_no_path_and_no_time(tmp_path: Path) -> None:
+    prepare(disc_source(), data_params(), seed=1, target=tmp_path / "prepared")
+    manifest = json.loads((tmp_path / "prepared" / "manifest.json").read_text())
+    assert set(manifest) == {"source", "image_size", "channels", "crop", "split", "num_images", "bad_images", "digest"}

@@ -1,0 +1,275 @@
+import gzip
+import pickle
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import shared_data, small_params
+
+from facevae.errors import UserError
+from facevae.images import BadImageError
+from facevae.sources import open_source
+from facevae.sources.avatars import open_avatars
+from facevae.sources.celeba import open_celeba
+from facevae.sources.folder import open_folder
+from facevae.sources.mnist import open_mnist
+
+NAMES = ["000001.jpg", "000002.jpg", "000003.jpg"]
+ATTRIBUTES = "3\nMale Smiling\n000001.jpg  1 -1\n000002.jpg -1 -1\n000003.jpg -1  1\n"
+WriteImages = Callable[..., Path]
+
+
+@pytest.fixture
+def celeba(write_images: WriteImages) -> Path:
+    root = write_images(NAMES, folder="celeba/img_align_celeba").parent
+    (root / "list_attr_celeba.txt").write_text(ATTRIBUTES)
+    return root
+
+
+# avatars
+
+
+def test_each_attribute_of_the_avatars_is_neither_rare_nor_common() -> None:
+    frequencies = open_avatars(2000, 64, seed=3).attributes.mean()
+    assert len(frequencies) >= 13
+    assert frequencies.between(0.10, 0.60).all(), frequencies
+
+
+def test_an_avatar_does_not_depend_on_how_many_are_drawn() -> None:
+    few, many = open_avatars(5, 32, seed=1), open_avatars(50, 32, seed=1)
+    pd.testing.assert_frame_equal(few.attributes, many.attributes[:5])
+    assert few.read(4).tobytes() == many.read(4).tobytes()
+    assert few.read(4).tobytes() == pickle.loads(pickle.dumps(many.read))(4).tobytes()
+    assert few.read(4).tobytes() != open_avatars(5, 32, seed=2).read(4).tobytes()
+
+
+@pytest.mark.parametrize("attribute", ["Eyeglasses", "Smiling", "Wearing_Hat", "Mustache", "Bald"])
+def test_an_attribute_of_an_avatar_shows_in_its_pixels(attribute: str) -> None:
+    source = open_avatars(120, 32, seed=0)
+    has = source.attributes[attribute].to_numpy(dtype=bool)
+    pixels = np.stack([np.asarray(source.read(i), dtype=float) for i in range(120)])
+    difference = np.abs(pixels[has].mean(0) - pixels[~has].mean(0)).max()
+    shuffled = np.random.default_rng(0).permutation(has)
+    chance = np.abs(pixels[shuffled].mean(0) - pixels[~shuffled].mean(0)).max()
+    assert difference > 1.25 * chance
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_no_head_is_cut_off(size: int) -> None:
+    source = open_avatars(100, size, seed=0)
+    for i in range(100):
+        pixels = np.asarray(source.read(i), dtype=int)
+        assert pixels.shape == (size, size, 3)
+        assert np.abs(pixels[0] - pixels[0, 0]).max() <= 6 or source.attributes["Wearing_Hat"].iloc[i]
+        corners = pixels[[0, 0, size // 2, size // 2], [0, -1, 0, -1]]
+        assert np.abs(corners[:2] - corners[0]).max() <= 6
+
+
+# CelebA
+
+
+def test_celeba_reads_folder_and_text_tables(celeba: Path) -> None:
+    source = open_celeba(celeba, None, official=False)
+    assert list(source.names) == NAMES
+    assert source.attributes.to_dict("list") == {"Male": [1, 0, 0], "Smiling": [0, 0, 1]}
+    assert source.read(1).size == (20, 24)
+    assert source.partition is None
+
+
+def test_celeba_takes_images_from_the_front(celeba: Path) -> None:
+    assert list(open_celeba(celeba, 2, official=False).names) == NAMES[:2]
+
+
+def test_celeba_reads_kaggles_doubled_folder_and_csv(celeba: Path) -> None:
+    expected = open_celeba(celeba, None, official=False).attributes
+    inner = celeba / "img_align_celeba"
+    inner.rename(celeba / "inner")
+    inner.mkdir()
+    (celeba / "inner").rename(inner / "img_align_celeba")
+    (celeba / "list_attr_celeba.txt").unlink()
+    rows = ["000001.jpg,1,-1", "000002.jpg,-1,-1", "000003.jpg,-1,1"]
+    text = "\r\n".join(["\ufeffimage_id,Male,Smiling", *rows])  # as Windows writes it
+    (celeba / "list_attr_celeba.csv").write_bytes(text.encode())
+    (celeba / "list_eval_partition.csv").write_text("image_id,partition\n000001.jpg,0\n000002.jpg,1\n000003.jpg,2\n")
+    source = open_celeba(celeba, None, official=True)
+    pd.testing.assert_frame_equal(source.attributes, expected, check_names=False)
+    assert source.partition == ["train", "validation", "test"]
+    assert source.read(2).size == (20, 24)
+
+
+def test_celeba_reads_the_zip_without_unpacking(celeba: Path) -> None:
+    expected = open_celeba(celeba, None, official=False)
+    pixels = [expected.read(i).tobytes() for i in range(3)]
+    with zipfile.ZipFile(celeba / "img_align_celeba.zip", "w") as archive:
+        for name in NAMES:
+            archive.write(celeba / "img_align_celeba" / name, f"img_align_celeba/{name}")
+        archive.writestr("img_align_celeba/readme.txt", "")
+    shutil.rmtree(celeba / "img_align_celeba")
+    source = open_celeba(celeba, None, official=False)
+    assert list(source.names) == NAMES
+    assert [source.read(i).tobytes() for i in range(3)] == pixels
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_member_of_the_zip_is_a_bad_image(celeba: Path, compression: int) -> None:
+    path = celeba / "img_align_celeba.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in NAMES:
+            archive.write(celeba / "img_align_celeba" / name, f"img_align_celeba/{name}", compression)
+    content = bytearray(path.read_bytes())
+    content[200:240] = bytes(40)
+    path.write_bytes(content)
+    shutil.rmtree(celeba / "img_align_celeba")
+    with pytest.raises(BadImageError, match="damaged inside img_align_celeba.zip"):
+        open_celeba(celeba, None, official=False).read(0)
+
+
+def test_celebas_partition_is_read_from_text(celeba: Path) -> None:
+    (celeba / "list_eval_partition.txt").write_text("000001.jpg 0\n000002.jpg 2\n000003.jpg 1\n")
+    assert open_celeba(celeba, None, official=True).partition == ["train", "test", "validation"]
+
+
+def without_images(root: Path) -> None:
+    shutil.rmtree(root / "img_align_celeba")
+
+
+def without_table(root: Path) -> None:
+    (root / "list_attr_celeba.txt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [(without_images, "img_align_celeba.zip is there"), (without_table, "holds neither list_attr_celeba.txt nor")],
+)
+def test_what_celeba_lacks_is_told(celeba: Path, break_it: Callable[[Path], None], message: str) -> None:
+    break_it(celeba)
+    with pytest.raises(UserError) as error:
+        open_celeba(celeba, None, official=False)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (ATTRIBUTES[:-18], "lacks the rows of 1 of 3 images: 000003.jpg"),
+        (ATTRIBUTES.replace("1 -1\n0", "1\n0", 1), "the row of 000001.jpg has 1 values and should have 2"),
+        (ATTRIBUTES.replace("-1  1", "-1  7"), "000003.jpg has '7' for Smiling; allowed are -1, 0 and 1"),
+        (ATTRIBUTES + "000001.jpg 1 1\n", "has more than one row for 000001.jpg"),
+        ("\ud800", "is not a text file"),
+        ("", "lacks the rows of 3 of 3 images"),
+    ],
+)
+def test_a_malformed_attribute_table_is_told(celeba: Path, table: str, message: str) -> None:
+    (celeba / "list_attr_celeba.txt").write_bytes(table.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError) as error:
+        open_celeba(celeba, None, official=False)
+    assert message in str(error.value)
+
+
+def test_a_missing_partition_is_told(celeba: Path) -> None:
+    with pytest.raises(UserError, match="list_eval_partition.txt nor list_eval_partition.csv"):
+        open_celeba(celeba, None, official=True)
+    (celeba / "list_eval_partition.txt").write_text("000001.jpg 0\n000002.jpg 3\n000003.jpg 1\n")
+    with pytest.raises(UserError, match="000002.jpg is in part '3'; allowed are 0, 1 and 2"):
+        open_celeba(celeba, None, official=True)
+
+
+def test_a_cut_off_zip_is_told(celeba: Path) -> None:
+    shutil.rmtree(celeba / "img_align_celeba")
+    (celeba / "img_align_celeba.zip").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(UserError, match="is not a whole zip file"):
+        open_celeba(celeba, None, official=False)
+
+
+def test_real_celeba_is_read() -> None:
+    source = open_celeba(shared_data("celeba-8k"), None, official=False)
+    assert (len(source.names), source.attributes.shape) == (8000, (8000, 40))
+    assert source.read(7999).size == (89, 109)
+    first = source.attributes.iloc[0]
+    assert (first["Smiling"], first["Male"], first["Young"]) == (1, 0, 1)
+
+
+# folder
+
+
+def test_a_folder_is_searched_with_its_subfolders(write_images: WriteImages) -> None:
+    root = write_images(["b.png", "a/z.jpg", "with space é.png", ".hidden/c.png"])
+    (root / "notes.txt").write_text("no image")
+    source = open_folder(root, None)
+    assert list(source.names) == ["a/z.jpg", "b.png", "with space é.png"]
+    assert source.attributes.shape == (3, 0)
+    assert source.read(2).size == (20, 24)
+
+
+def test_a_folder_may_have_attributes(write_images: WriteImages) -> None:
+    root = write_images(["a.png", "b.png"])
+    (root / "attributes.csv").write_text("name,Smiling\nb.png,1\na.png,0\n")
+    assert open_folder(root, None).attributes["Smiling"].to_list() == [0, 1]
+    (root / "attributes.csv").write_text("name,Smiling\nb.png,1\n")
+    with pytest.raises(UserError, match="lacks the rows of 1 of 2 images: a.png"):
+        open_folder(root, None)
+
+
+def test_a_folder_that_is_missing_or_empty_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a folder"):
+        open_folder(tmp_path / "missing", None)
+    with pytest.raises(UserError, match="holds no image"):
+        open_folder(tmp_path, None)
+
+
+def test_the_source_is_chosen_by_its_name(write_images: WriteImages) -> None:
+    root = write_images(["a.png"])
+    params = small_params(data__source="folder", data__root=str(root))
+    assert list(open_source(params.data, seed=0).names) == ["a.png"]
+
+
+# MNIST
+
+
+def write_mnist(root: Path, part: str, digits: list[int], *, compress: bool) -> None:
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    images = np.stack([np.full((28, 28), 10 * digit, np.uint8) for digit in digits])
+    contents = {
+        "images-idx3": struct.pack(">4B3I", 0, 0, 8, 3, len(digits), 28, 28) + images.tobytes(),
+        "labels-idx1": struct.pack(">4BI", 0, 0, 8, 1, len(digits)) + bytes(digits),
+    }
+    for kind, content in contents.items():
+        path = raw / f"{part}-{kind}-ubyte{'.gz' if compress else ''}"
+        path.write_bytes(gzip.compress(content) if compress else content)
+
+
+def test_mnist_joins_training_and_test_part(tmp_path: Path) -> None:
+    write_mnist(tmp_path, "train", [3, 1], compress=False)
+    write_mnist(tmp_path, "t10k", [7], compress=True)
+    source = open_mnist(tmp_path, None)
+    assert source.attributes.to_numpy().argmax(axis=1).tolist() == [3, 1, 7]
+    assert source.attributes.columns.to_list() == [f"Digit_{digit}" for digit in range(10)]
+    assert [source.read(i).getpixel((0, 0)) for i in range(3)] == [30, 10, 70]
+    assert len(open_mnist(tmp_path, 2).names) == 2
+
+
+def test_one_part_of_mnist_alone_is_taken_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_mnist(tmp_path, "t10k", [7, 8], compress=True)
+    assert len(open_mnist(tmp_path, None).names) == 2
+    assert "only the t10k part" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08 and no more", gzip.compress(b"\0\0\x08\x03" + bytes(20))])
+def test_a_damaged_mnist_file_is_told(tmp_path: Path, content: bytes) -> None:
+    write_mnist(tmp_path, "t10k", [7], compress=True)
+    path = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=path.name):
+        open_mnist(tmp_path, None)
+
+
+def test_real_mnist_is_read() -> None:
+    source = open_mnist(shared_data("mnist-10k"), None)
+    assert len(source.names) == 10_000
+    assert source.attributes.iloc[0].idxmax() == "Digit_7"

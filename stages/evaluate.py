@@ -3,7 +3,7 @@
 from facevae import attributes, checkpoint, tracking
 from facevae.errors import reported_errors
 from facevae.files import write_csv, write_json
-from facevae.hardware import choose_device
+from facevae.hardware import set_up_device
 from facevae.inference import encode_all
 from facevae.layout import DIRECTIONS, METRICS, MODEL, PLOTS
 from facevae.metrics import evaluate
@@ -16,7 +16,7 @@ def main() -> None:
     prepared = PreparedSet()
     split, batch_size = params.evaluate.split, params.evaluate.batch_size
     model, header = checkpoint.load(MODEL)
-    model.to(choose_device(params.train))
+    model.to(set_up_device(params.train))
     with tracking.open_run(params, prepared, stage="evaluate") as run:
         evaluation = evaluate(model, prepared.images(split), header.likelihood, batch_size=batch_size, seed=params.seed)
         train_means = encode_all(model, prepared.images("train"), batch_size).mean

@@ -6,7 +6,7 @@ from facevae import checkpoint, tracking
 from facevae.attributes import load_directions
 from facevae.errors import reported_errors
 from facevae.gallery import render_all
-from facevae.hardware import choose_device
+from facevae.hardware import set_up_device
 from facevae.layout import DIRECTIONS, HISTORY, MODEL, PLOTS
 from facevae.params import load_params
 from facevae.prepared import PreparedSet
@@ -16,7 +16,7 @@ def main() -> None:
     params = load_params()
     prepared = PreparedSet()
     model, header = checkpoint.load(MODEL)
-    model.to(choose_device(params.train))
+    model.to(set_up_device(params.train))
     directions = load_directions(DIRECTIONS, fingerprint=header.fingerprint)
     history = pd.read_csv(HISTORY)
     with tracking.open_run(params, prepared, stage="figures") as run:

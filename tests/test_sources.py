@@ -224,8 +224,11 @@ def test_a_folder_that_is_missing_or_empty_is_told(tmp_path: Path) -> None:
 
 def test_the_source_is_chosen_by_its_name(write_images: WriteImages) -> None:
     root = write_images(["a.png"])
-    params = small_params(data__source="folder", data__root=str(root))
+    params = small_params(data__source="folder", data__root=str(root), data__num_images=1)
     assert list(open_source(params.data, seed=0).names) == ["a.png"]
+    params = small_params(data__source="folder", data__root=str(root), data__num_images=2)
+    with pytest.raises(UserError, match="data.num_images: 2, but .* holds only 1"):
+        open_source(params.data, seed=0)
 
 
 # MNIST

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pytest
@@ -14,10 +15,14 @@ from PIL import Image
 
 from facevae import tracking
 from facevae.files import write_csv
+from facevae.layout import HISTORY
 from facevae.params import Params
 from facevae.preparation import prepare
 from facevae.prepared import PreparedSet
 from facevae.sources.folder import open_folder
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow and what it stands on warn of each other
 
@@ -43,7 +48,7 @@ def log_training(prepared: PreparedSet, params: Params, factor: float = 1.0) -> 
             run.log_epoch({key: value if key == "epoch" else value * factor for key, value in row.items()})
         run.log_metrics({"best_epoch": 3})
         run.log_model(Path("models/vae.safetensors"), "training fingerprint")
-    write_csv(tracking.HISTORY, pd.DataFrame(EPOCHS))
+    write_csv(HISTORY, pd.DataFrame(EPOCHS))
 
 
 def log_evaluation(prepared: PreparedSet, params: Params) -> None:
@@ -51,7 +56,7 @@ def log_evaluation(prepared: PreparedSet, params: Params) -> None:
         run.log_metrics({"ssim": 0.5})
 
 
-def all_runs() -> list["tracking.MlflowRun"]:
+def all_runs() -> list["Run"]:
     client = tracking._connect()
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
@@ -81,7 +86,9 @@ def test_all_stages_of_a_state_log_to_one_run(prepared: PreparedSet, tmp_path: P
     assert run.outputs is not None
     assert len(run.outputs.model_outputs) == 1
     assert run.info.artifact_uri.startswith((tmp_path / "mlartifacts").as_uri())
-    assert [file.path for file in tracking._connect().list_artifacts(run.info.run_id, "figures")] == ["figures/samples.png"]
+    assert [file.path for file in tracking._connect().list_artifacts(run.info.run_id, "figures")] == [
+        "figures/samples.png"
+    ]
 
 
 def test_the_same_state_again_adds_no_point_and_no_model(prepared: PreparedSet) -> None:
@@ -94,7 +101,9 @@ def test_the_same_state_again_adds_no_point_and_no_model(prepared: PreparedSet) 
     assert len(run.outputs.model_outputs) == 1
 
 
-def test_a_value_that_does_not_reproduce_is_told_loudly(prepared: PreparedSet, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_value_that_does_not_reproduce_is_told_loudly(
+    prepared: PreparedSet, caplog: pytest.LogCaptureFixture
+) -> None:
     log_training(prepared, small_params())
     assert "is on record" not in caplog.text
     log_training(prepared, small_params(), factor=1.1)

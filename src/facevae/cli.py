@@ -100,6 +100,8 @@ def edit(
 
     if not add and not remove:
         raise UserError("nothing to do: give --add ATTRIBUTE or --remove ATTRIBUTE")
+    if both := set(add or []) & set(remove or []):
+        raise UserError(f"{', '.join(sorted(both))}: to be added and removed at once; choose one")
     loaded, header = checkpoint.load(model)
     path = directions or model.with_name(DIRECTIONS.name)
     known = attributes.load_directions(path, fingerprint=header.fingerprint)

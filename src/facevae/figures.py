@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from facevae.files import write_bytes
 
 DPI = 100
-TILE = 72  # pixels that an image should at least measure in a picture
+TILE = 72  # pixels that an image should measure in a picture, or more
 GAP = 2  # white pixels between two images
 CATEGORIES = "tab10"
 OTHERS = "#b5b5b5"
@@ -27,14 +27,13 @@ def save_tiles(
     path: Path,
     tiles: NDArray[np.uint8],
     *,
-    title: str = "",
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
 ) -> None:
     """Write a grid of images (rows, columns, height, width, channels) with its labels."""
     sheet, pitch = _sheet(tiles)
     left = 0.2 + 0.085 * max((len(label) for label in row_labels), default=0)  # inches
-    top, other = 0.15 + 0.25 * bool(title) + 0.2 * bool(column_labels), 0.1
+    top, other = 0.15 + 0.2 * bool(column_labels), 0.1
     height, width = sheet.shape[0] / DPI, sheet.shape[1] / DPI
     figure = Figure(figsize=(left + width + other, top + height + other), dpi=DPI)
     total_width, total_height = figure.get_size_inches()
@@ -45,7 +44,6 @@ def save_tiles(
     axes.tick_params(length=0, labelsize=9, labeltop=True, labelbottom=False)
     axes.set_yticks([pitch * (row + 0.5) for row in range(len(row_labels))], row_labels)
     axes.set_xticks([pitch * (column + 0.5) for column in range(len(column_labels))], column_labels)
-    axes.set_title(title, fontsize=11)
     _save(figure, path)
 
 
@@ -127,7 +125,7 @@ def save_note(path: Path, text: str) -> None:
 def _sheet(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int]:
     """All tiles on one white sheet (height, width, 3), and the distance from one to the next in pixels."""
     rows, columns, height, width, channels = tiles.shape
-    factor = max(1, -(-TILE // height) if height < TILE - 8 else 1)
+    factor = max(1, round(TILE / height))
     tiles = tiles.repeat(factor, axis=2).repeat(factor, axis=3)
     height, width = height * factor, width * factor
     sheet = np.full((rows, height + GAP, columns, width + GAP, channels), 255, np.uint8)

@@ -6,8 +6,8 @@ from facevae.errors import UserError
 from facevae.params import TrainParams
 
 
-def choose_device(params: TrainParams) -> torch.device:
-    """The device of `train.device`, and the process set up for it: threads, deterministic algorithms.
+def set_up_device(params: TrainParams) -> torch.device:
+    """The device of `train.device`; the process is set up for it: number of threads, deterministic algorithms.
 
     Raises
     ------

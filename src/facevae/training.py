@@ -16,7 +16,7 @@ from tqdm import tqdm
 from facevae import objective
 from facevae.errors import UserError
 from facevae.files import round_number
-from facevae.hardware import choose_device, uses_bfloat16
+from facevae.hardware import set_up_device, uses_bfloat16
 from facevae.model import VAE, to_unit_range
 from facevae.params import ModelParams, TrainParams
 
@@ -75,7 +75,7 @@ def train(
         Too many steps exploded, or the validation loss is not finite: the message says what to change.
     """
     torch.manual_seed(seed)
-    device = choose_device(params)
+    device = set_up_device(params)
     _, image_size, _, image_channels = train_images.shape
     model = VAE(model_params, image_size, image_channels).to(device)
     loop = _Loop(model, params, len(train_images), device, seed)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from facevae.errors import UserError
 from facevae.params import DataParams
 from facevae.sources.avatars import open_avatars
 from facevae.sources.celeba import open_celeba
@@ -16,9 +17,19 @@ def open_source(params: DataParams, seed: int) -> Source:
     Raises
     ------
     UserError
-        Something that the source needs is missing or malformed under `data.root`.
+        Something that the source needs is missing or malformed under `data.root`, or it has fewer images than
+        `data.num_images` asks for.
     """
-    root = Path(params.root)
+    source = _open(params, Path(params.root), seed)
+    if params.num_images is not None and len(source.names) < params.num_images:
+        raise UserError(
+            f"data.num_images: {params.num_images}, but {params.root} holds only {len(source.names)}: "
+            "lower it, or set it to null to take all"
+        )
+    return source
+
+
+def _open(params: DataParams, root: Path, seed: int) -> Source:
     match params.source:
         case "avatars":
             assert params.num_images is not None  # checked with the params

@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import disc_images, small_params
+from PIL import Image
+from typer.testing import CliRunner
+
+from facevae import checkpoint
+from facevae.attributes import fit_directions, save_directions
+from facevae.cli import app, run
+from facevae.errors import UserError
+from facevae.model import VAE
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a trained model, its directions, and two images, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    model = VAE(small_params().model, 8, 3)
+    checkpoint.save(Path("models/vae.safetensors"), model, likelihood="squared_error", fingerprint="abc")
+    attributes = pd.DataFrame({"Smiling": [0, 1, 0, 1], "Eyeglasses": [0, 0, 1, 1]})
+    directions = fit_directions(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), attributes)
+    save_directions(Path("models/directions.safetensors"), directions, fingerprint="abc")
+    for name, pixels in zip(("a.png", "b.jpg"), disc_images(2, size=20), strict=True):
+        Image.fromarray(pixels).save(name)
+    return tmp_path
+
+
+def call(*arguments: str) -> str:
+    """The command's output; its errors are raised."""
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def size_of(path: str) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["sample", "-n", "5", "--seed", "3"], "samples.png"),
+        (["reconstruct", "a.png", "b.jpg"], "reconstructions.png"),
+        (["interpolate", "a.png", "b.jpg", "-n", "4"], "interpolation.png"),
+        (["edit", "a.png", "--add", "Smiling", "--strength", "1.5", "--remove", "Eyeglasses"], "edit.png"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_each_command_writes_its_picture(arguments: list[str], output: str) -> None:
+    assert call(*arguments).strip() == output
+    first = Path(output).read_bytes()
+    assert call(*arguments, "-o", "pictures/again.png").strip() == "pictures/again.png"
+    assert Path("pictures/again.png").read_bytes() == first
+    assert min(size_of(output)) > 60
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_edit_moves_the_picture_and_more_strength_moves_it_further() -> None:
+    for strength in ("0", "1", "4"):
+        call("edit", "a.png", "--add", "Smiling", "--strength", strength, "-o", f"{strength}.png")
+    contents = {Path(f"{strength}.png").read_bytes() for strength in ("0", "1", "4")}
+    assert len(contents) == 3
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_model_may_lie_elsewhere() -> None:
+    Path("models").rename("elsewhere")
+    call("edit", "a.png", "--add", "Smiling", "--model", "elsewhere/vae.safetensors")
+    with pytest.raises(UserError, match="models/vae.safetensors is missing"):
+        call("sample")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["edit", "a.png", "--add", "Smile"], "no attribute 'Smile'; there are: Eyeglasses, Smiling"),
+        (["edit", "a.png", "--add", "Smiling", "--remove", "Smiling"], "Smiling: to be added and removed at once"),
+        (["edit", "a.png"], "give --add ATTRIBUTE or --remove ATTRIBUTE"),
+        (["edit", "a.png", "--add", "Smiling", "--directions", "no.safetensors"], "no.safetensors is missing"),
+        (["edit", "a.png", "--add", "Smiling", "--directions", "a.png"], "a.png is damaged"),
+        (["reconstruct", "missing.png"], "missing.png cannot be used"),
+        (
+            ["reconstruct", "models/vae.safetensors"],
+            "models/vae.safetensors cannot be used: it is empty or not an image",
+        ),
+        (["reconstruct", "a.png", "--crop", "21"], "a.png cannot be used: it is 20 x 20 pixels, smaller than"),
+        (["sample", "--model", "a.png"], "a.png is damaged, or not a file of facevae"),
+        (["sample", "-o", "samples.jpg"], "--output: samples.jpg does not end in .png"),
+        (["summary"], "params.yaml is not in"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_what_is_wrong_is_told_and_nothing_is_written(arguments: list[str], message: str) -> None:
+    before = sorted(Path.cwd().rglob("*"))
+    with pytest.raises(UserError) as error:
+        call(*arguments)
+    assert message in str(error.value)
+    assert sorted(Path.cwd().rglob("*")) == before
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_command_ends_with_one_message_and_status_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["facevae", "reconstruct", "missing.png"])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("error: missing.png cannot be used")
+
+
+@pytest.mark.usefixtures("folder")
+def test_directions_of_another_model_are_refused() -> None:
+    save_directions(Path("models/directions.safetensors"), {"Smiling": torch.ones(3)}, fingerprint="other")
+    with pytest.raises(UserError, match="belongs to another model"):
+        call("edit", "a.png", "--add", "Smiling")

@@ -1,0 +1,199 @@
+"""The DAG itself: what dvc.yaml declares, held against the code, and one tiny pipeline run for real."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, small_tree
+
+from facevae.fingerprint import WITHOUT_EFFECT
+
+PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = list(PIPELINE["stages"])
+
+
+def module_files(name: str) -> set[Path]:
+    """The files that importing a module of the library runs: its own, and those of the packages around it."""
+    parts = name.split(".")
+    files = set()
+    for length in range(1, len(parts) + 1):
+        base = ROOT.joinpath("src", *parts[:length])
+        files |= {path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()}
+    return files
+
+
+def imported_files(path: Path) -> set[Path]:
+    files: set[Path] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "facevae":
+            for name in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
+                files |= module_files(name)
+    return files
+
+
+def all_imported_files(path: Path) -> set[Path]:
+    """Files of the library that a script imports, directly or not, as far as a result may depend on them."""
+    seen: set[Path] = set()
+    waiting = {path}
+    while waiting:
+        current = waiting.pop()
+        seen.add(current)
+        waiting |= {file for file in imported_files(current) if file.name not in WITHOUT_EFFECT} - seen
+    return seen
+
+
+def declared(stage: str, kind: str) -> set[str]:
+    entries = PIPELINE["stages"][stage].get(kind, [])
+    return {name for entry in entries for name in (entry if isinstance(entry, dict) else [entry])}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_every_file_that_it_imports_and_on_no_other(stage: str) -> None:
+    code = {ROOT / name for name in declared(stage, "deps") if name.startswith(("src", "stages"))}
+    files = {file for path in code for file in (path.rglob("*.py") if path.is_dir() else [path])}
+    assert files == all_imported_files(ROOT / "stages" / f"{stage}.py")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_the_sections_of_the_params_that_its_script_uses(stage: str) -> None:
+    used = set(re.findall(r"\bparams\.(\w+)", (ROOT / "stages" / f"{stage}.py").read_text()))
+    assert {name.split(".")[0] for name in declared(stage, "params")} == used
+
+
+def test_stages_are_short() -> None:
+    for path in (ROOT / "stages").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 45, path
+
+
+def test_the_imports_of_the_library_run_one_way() -> None:
+    for path in (ROOT / "src").rglob("*.py"):
+        names = {file.name for file in imported_files(path)}
+        assert "tracking.py" not in names, path
+        assert "cli.py" not in names, path
+    for name in ("training.py", "model.py", "objective.py"):
+        files = {file.name for file in all_imported_files(ROOT / "src" / "facevae" / name)}
+        assert not files & {"checkpoint.py", "prepared.py"}, name
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("facevae.preparation, facevae.sources", ["torch", "mlflow", "matplotlib", "torchvision"]),
+        ("facevae.training, facevae.checkpoint, facevae.metrics", ["mlflow", "matplotlib", "torchvision", "dvc"]),
+        ("facevae.gallery", ["mlflow", "torchvision", "matplotlib.pyplot"]),
+        ("facevae.cli", ["torch", "mlflow", "matplotlib", "pandas"]),
+    ],
+)
+def test_nothing_is_imported_that_is_not_used(module: str, forbidden: list[str]) -> None:
+    script = f"import sys, {module}; print([name for name in {forbidden!r} if name in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
+
+
+def clone(target: Path, **changes: object) -> Path:
+    """The files of this checkout that Git tracks or would track, as a repository of their own, with small params."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in listed:
+        if (ROOT / name).is_file() and not name.startswith(("metrics/", "plots/")) and name != "dvc.lock":
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    small = small_tree(data__image_size=16, figures__attributes=["Eyeglasses", "Smiling"], **changes)
+    (target / "params.yaml").write_text(yaml.safe_dump(small, sort_keys=False))
+    for command in (
+        ["git", "init", "--quiet"],
+        ["git", "add", "--all"],
+        ["git", "-c", "user.name=test", "-c", "user.email=test@example.com", "commit", "--quiet", "-m", "clone"],
+    ):
+        subprocess.run(command, cwd=target, check=True)
+    return target
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    """What DVC prints; the tests' own interpreter runs the stages."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    result = subprocess.run(
+        ["dvc", *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    output = result.stdout.decode()
+    if result.returncode:
+        raise RuntimeError(output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone whose pipeline has been run."""
+    folder = clone(tmp_path_factory.mktemp("project"))
+    dvc(folder, "repro")
+    return folder
+
+
+def test_the_pipeline_makes_everything_that_it_declares(project: Path) -> None:
+    for stage in STAGES:
+        for name in declared(stage, "outs") | declared(stage, "metrics"):
+            assert (project / name).exists(), name
+    metrics = json.loads((project / "metrics" / "evaluate.json").read_text())
+    assert list(metrics) == [
+        "squared_error", "kl_nats", "squared_error_plus_kl", "elbo_nats", "psnr_db", "ssim", "active_units",
+    ]  # fmt: skip
+
+
+def test_a_second_repro_has_nothing_to_do(project: Path) -> None:
+    assert "Data and pipelines are up to date." in dvc(project, "repro")
+
+
+def test_no_output_names_a_path_or_a_time(project: Path) -> None:
+    texts = [
+        *(project / "metrics").iterdir(),
+        *(project / "plots").glob("*.csv"),
+        project / "data/prepared/manifest.json",
+    ]
+    for path in texts:
+        assert str(project) not in path.read_text()
+        assert not re.search(r"20\d\d-\d\d|seconds|duration|host", path.read_text()), path
+
+
+def test_dvc_shows_metrics_plots_and_experiments(project: Path) -> None:
+    assert "squared_error_plus_kl" in dvc(project, "metrics", "show")
+    assert "index.html" in dvc(project, "plots", "show")
+    assert "best_epoch" in dvc(project, "exp", "show", "--csv")
+
+
+def test_only_what_depends_on_a_parameter_runs_again(project: Path) -> None:
+    params = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(params.replace("num_samples: 6", "num_samples: 5"))
+    output = dvc(project, "repro", "--dry")
+    assert re.findall(r"Running stage '(\w+)'", output) == ["figures"]
+    (project / "params.yaml").write_text(params.replace("beta: 1.0", "beta: 2.0"))
+    output = dvc(project, "repro", "--dry")
+    assert re.findall(r"Running stage '(\w+)'", output)[0] == "train"
+    (project / "params.yaml").write_text(params)
+
+
+def test_a_bad_parameter_stops_the_pipeline_with_its_key(project: Path) -> None:
+    params = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(params.replace("epochs: 2", "epochs: abc"))
+    with pytest.raises(RuntimeError, match="train.epochs: 'abc' must be a valid integer") as error:
+        dvc(project, "repro")
+    assert "Traceback" not in str(error.value)
+    (project / "params.yaml").write_text(params)
+
+
+def test_a_folder_without_images_stops_the_pipeline(tmp_path: Path) -> None:
+    folder = clone(tmp_path, data__source="folder", data__num_images=None)
+    with pytest.raises(RuntimeError, match="data.root: data/raw holds no image") as error:
+        dvc(folder, "repro")
+    assert "Traceback" not in str(error.value)
+    assert not (folder / "data" / "prepared").exists()

@@ -197,3 +197,21 @@ def test_a_folder_without_images_stops_the_pipeline(tmp_path: Path) -> None:
         dvc(folder, "repro")
     assert "Traceback" not in str(error.value)
     assert not (folder / "data" / "prepared").exists()
+
+
+def test_ci_compares_the_metrics_with_the_committed_ones(project: Path) -> None:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    subprocess.run(["git", "add", "--all", "--force", "metrics"], cwd=project, check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "-m", "metrics"], cwd=project, check=True)
+    check = [sys.executable, ROOT / ".ci" / "check_metrics.py"]
+    assert subprocess.run(check, cwd=project, check=False, capture_output=True).returncode == 0
+    path = project / "metrics" / "evaluate.json"
+    text = path.read_text()
+    changed = json.loads(text)
+    changed["squared_error"] *= 1.2
+    path.write_text(json.dumps(changed))
+    result = subprocess.run(check, cwd=project, check=False, capture_output=True, text=True)
+    path.write_text(text)
+    assert result.returncode == 1
+    assert re.search(r"\| squared_error .* \*\*off\*\* \|", result.stdout)
+    assert result.stdout.count("**off**") == 1

@@ -1,6 +1,7 @@
 """One run for each state, in a real SQLite store; MLflow itself is imported only by these tests."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,9 +30,21 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow and what it stands o
 EPOCHS = [{"epoch": epoch, "train_loss": 3.0 / epoch, "validation_loss": 4.0 / epoch} for epoch in (1.0, 2.0, 3.0)]
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new store; MLflow takes seconds to make one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(tmp_path_factory.mktemp("store")))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracking._connect().search_experiments()
+        return Path(os.environ["DVC_ROOT"]) / "mlflow.db"
+
+
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedSet:
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> PreparedSet:
+    """A small prepared set in a folder that is the working directory and has a store of its own."""
     monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_store, tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
     Path("images").mkdir()

@@ -1,0 +1,36 @@
+"""Compare the metrics in the work tree, which the pipeline has just made, with the committed ones.
+
+Prints a Markdown table and ends with status 1 where a metric is off by more than its tolerance. On one machine the
+two are equal to the last digit; another processor rounds differently (bfloat16 or float32, another order of sums),
+and training carries that on.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+METRICS = Path("metrics/evaluate.json")
+TOLERANCE = 0.10  # relative
+TOLERANCES = {"active_units": 0.35, "ssim": 0.03, "psnr_db": 0.03, "elbo_nats": 0.01}  # relative, instead of the above
+
+
+def main() -> int:
+    made = json.loads(METRICS.read_text(encoding="utf-8"))
+    committed = json.loads(subprocess.run(["git", "show", f"HEAD:{METRICS}"], capture_output=True, check=True).stdout)
+    if set(made) != set(committed):
+        print(f"{METRICS} has the keys {sorted(made)}, and the committed one {sorted(committed)}")
+        return 1
+    print("| metric | committed | made here | difference | allowed | |\n|---|---:|---:|---:|---:|---|")
+    failed = False
+    for name, value in made.items():
+        difference = abs(value - committed[name]) / abs(committed[name])
+        allowed = TOLERANCES.get(name, TOLERANCE)
+        failed |= not difference <= allowed
+        verdict = "ok" if difference <= allowed else "**off**"
+        print(f"| {name} | {committed[name]:.6g} | {value:.6g} | {difference:.2%} | {allowed:.0%} | {verdict} |")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -54,7 +54,8 @@ def test_metrics_are_means_over_all_images_whatever_the_batch(likelihood: Likeli
         assert other.metrics == pytest.approx(found[0].metrics, rel=1e-4)
     metrics = found[0].metrics
     assert metrics["squared_error_plus_kl"] == pytest.approx(metrics["squared_error"] + metrics["kl_nats"])
-    posterior = model.encode(to_unit_range(images, torch.device("cpu")))
+    with torch.no_grad():
+        posterior = model.encode(to_unit_range(images, torch.device("cpu")))
     assert metrics["kl_nats"] == pytest.approx(float(objective.kl_nats(posterior).mean()), rel=1e-4)
     assert found[0].kl_table()["kl_nats"].sum() == pytest.approx(metrics["kl_nats"], rel=1e-4)
     assert torch.allclose(found[0].means, posterior.mean, atol=1e-5)

@@ -203,7 +203,7 @@ def test_ci_compares_the_metrics_with_the_committed_ones(project: Path) -> None:
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
     subprocess.run(["git", "add", "--all", "--force", "metrics"], cwd=project, check=True)
     subprocess.run(["git", *identity, "commit", "--quiet", "-m", "metrics"], cwd=project, check=True)
-    check = [sys.executable, ROOT / ".ci" / "check_metrics.py"]
+    check = [sys.executable, str(ROOT / ".ci" / "check_metrics.py")]
     assert subprocess.run(check, cwd=project, check=False, capture_output=True).returncode == 0
     path = project / "metrics" / "evaluate.json"
     text = path.read_text()

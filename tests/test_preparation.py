@@ -11,8 +11,8 @@ from PIL import Image
 from facevae.errors import UserError
 from facevae.images import BadImageError
 from facevae.params import DataParams
-from facevae.preparation import ArrayWriter, assign_splits, prepare
-from facevae.prepared import SPLITS, PreparedSet
+from facevae.preparation import assign_splits, prepare
+from facevae.prepared import SPLITS, ArrayWriter, PreparedSet
 from facevae.sources.folder import open_folder
 from facevae.sources.source import Source
 

@@ -5,7 +5,7 @@ This module is the sole reader of params.yaml. There are no defaults: what a run
 
 import math
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from facevae.errors import UserError
 from facevae.layout import PARAMS
+from facevae.yaml12 import Yaml12Loader
 
 Split = Literal["validation", "test"]
 Likelihood = Literal["squared_error", "gaussian", "bernoulli"]
@@ -132,7 +133,7 @@ def load_params(path: Path = PARAMS) -> Params:
         with each other: all of them are listed, each with its value and what is allowed.
     """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml12Loader)
     except FileNotFoundError:
         raise UserError(f"{path} is not in {Path.cwd()}: run from the root of the project") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -227,33 +228,3 @@ def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
         assert isinstance(annotation, type)
         section = annotation
     return section
-
-
-class _Yaml12Loader(yaml.SafeLoader):
-    """PyYAML with YAML 1.2's scalars: 1e-5 is a float, `no` a string, 0644 the number 644; no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value]
-        for (key, _), name in zip(node.value, keys, strict=True):
-            if keys.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", key.start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _construct_integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))
-
-
-_SCALARS = {  # YAML 1.2's core schema: the pattern of each type, and the characters that it may begin with
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
-    "float": (
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-}
-_Yaml12Loader.yaml_implicit_resolvers = {}  # forget YAML 1.1's
-for _type, (_pattern, _first) in _SCALARS.items():
-    _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(rf"^(?:{_pattern})$"), _first)
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _construct_integer)

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +20,7 @@ from tqdm import tqdm
 from facevae.errors import UserError
 from facevae.images import BadImageError, fit_image
 from facevae.params import DataParams
-from facevae.prepared import ATTRIBUTES, MANIFEST, SPLITS, BadFile, Manifest
+from facevae.prepared import ATTRIBUTES, MANIFEST, SPLITS, ArrayWriter, BadFile, Manifest
 from facevae.sources.source import Source
 
 CHUNK_SIZE = 64  # images that a process decodes at a time
@@ -143,42 +141,6 @@ def _write_attributes(source: Source, splits: NDArray[np.str_], path: Path) -> s
     content = "".join(part.to_csv(header=i == 0, lineterminator="\n") for i, part in enumerate(ordered)).encode()
     path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
-
-
-class ArrayWriter:
-    """A .npy file of uint8 images that grows as chunks arrive, so that nothing but the chunk is in memory."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self.length = 0
-        self.digest = hashlib.sha256()
-        self._shape = shape
-        self._file = path.open("wb")
-        self._header_size = self._write_header()
-
-    def append(self, images: NDArray[np.uint8]) -> None:
-        """Add images of shape (N, *shape)."""
-        content = np.ascontiguousarray(images).tobytes()
-        self.digest.update(content)
-        self._file.write(content)
-        self.length += len(images)
-
-    def _write_header(self) -> int:
-        self._file.seek(0)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (self.length, *self._shape)}
-        np.lib.format.write_array_header_1_0(self._file, header)  # padded by NumPy so that the first axis may grow
-        return self._file.tell()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with self._file:
-            if self._write_header() != self._header_size:
-                raise RuntimeError("the header of a .npy file changed its size as the array grew")
-            self._file.flush()
-            os.fsync(self._file.fileno())
 
 
 _work: tuple[Source, DataParams] | None = None  # what a process of the pool decodes, handed over once at its start

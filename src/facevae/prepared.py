@@ -5,9 +5,12 @@ for each image (name, split, then 0 or 1 for each attribute) in the order of the
 written last.
 """
 
+import hashlib
+import os
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from types import TracebackType
+from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -106,3 +109,39 @@ class PreparedSet:
                 "run `dvc repro --force prepare`"
             )
         return table
+
+
+class ArrayWriter:
+    """A .npy file of uint8 images that grows as chunks arrive, so that nothing but the chunk is in memory."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.length = 0
+        self.digest = hashlib.sha256()
+        self._shape = shape
+        self._file = path.open("wb")
+        self._header_size = self._write_header()
+
+    def append(self, images: NDArray[np.uint8]) -> None:
+        """Add images of shape (N, *shape)."""
+        content = np.ascontiguousarray(images).tobytes()
+        self.digest.update(content)
+        self._file.write(content)
+        self.length += len(images)
+
+    def _write_header(self) -> int:
+        self._file.seek(0)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (self.length, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)  # padded by NumPy so that the first axis may grow
+        return self._file.tell()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._file:
+            if self._write_header() != self._header_size:
+                raise RuntimeError("the header of a .npy file changed its size as the array grew")
+            self._file.flush()
+            os.fsync(self._file.fileno())

@@ -1,0 +1,40 @@
+"""PyYAML's safe loader with the scalars of YAML 1.2, which is also what DVC reads and writes.
+
+PyYAML keeps to YAML 1.1, where 1e-5 is a string, `no` is false and 0644 is 420.
+"""
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+
+class Yaml12Loader(yaml.SafeLoader):
+    """1e-5 is a float, `no` a string, 0644 the number 644; a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        for (key, _), name in zip(node.value, keys, strict=True):
+            if keys.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", key.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _construct_integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+_SCALARS = {  # YAML 1.2's core schema: the pattern of each type, and the characters that it may begin with
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+}
+Yaml12Loader.yaml_implicit_resolvers = {}  # forget YAML 1.1's
+for _type, (_pattern, _first) in _SCALARS.items():
+    Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(rf"^(?:{_pattern})$"), _first)
+Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _construct_integer)

@@ -48,8 +48,8 @@ def test_cmyk_becomes_rgb() -> None:
 
 
 def test_sixteen_bits_are_scaled_and_not_cut_off() -> None:
-    deep = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
-    assert np.asarray(read_image(stored(Image.fromarray(deep), "PNG"))).tolist() == [[0, 100, 255]]
+    deep = np.array([[0, 257 * 100, 257 * 254, 65535]], dtype=np.uint16)
+    assert np.asarray(read_image(stored(Image.fromarray(deep), "PNG"))).tolist() == [[0, 100, 254, 255]]
 
 
 def test_exif_rotation_is_applied() -> None:

@@ -82,6 +82,12 @@ def test_the_validation_loss_does_not_depend_on_the_batch_size() -> None:
     assert losses == pytest.approx([float(objective.kl_nats(posterior).mean())] * 3, rel=1e-5)
 
 
+def test_validation_is_without_dropout() -> None:
+    params = small_params(model__dropout=0.5)
+    loop = _Loop(VAE(params.model, 8, 3).train(), params.train, 60, CPU, seed=0)
+    assert loop.validate(VALIDATION) == loop.validate(VALIDATION)
+
+
 def loop_with(**changes: object) -> _Loop:
     params = small_params(**changes)
     torch.manual_seed(0)
@@ -113,10 +119,11 @@ def test_an_exploding_step_is_skipped() -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in loop.model.state_dict().items())
 
 
-def test_gradients_are_clipped_as_torch_clips_them() -> None:
-    """One step of plain Adam after `clip_grad_norm_` must lead to the same weights."""
+@pytest.mark.parametrize("limit", [0.5, 1e6])
+def test_gradients_are_clipped_as_torch_clips_them(limit: float) -> None:
+    """Steps of plain Adam after `clip_grad_norm_` must lead to the same weights; short gradients are left alone."""
     images = to_unit_range(TRAIN[:8], CPU)
-    loop = loop_with(train__clip_gradient_norm=0.5)
+    loop = loop_with(train__clip_gradient_norm=limit)
     reference = copy.deepcopy(loop.model)
     optimizer = torch.optim.Adam([weight for weight in reference.parameters() if weight.requires_grad], lr=0.01)
     for _ in range(3):
@@ -127,7 +134,7 @@ def test_gradients_are_clipped_as_torch_clips_them() -> None:
         loss = objective.squared_error(reconstruction, images).mean() + objective.kl_nats(posterior).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), limit)
         optimizer.step()
         loop._train_step(images)
     for name, weight in loop.model.state_dict().items():

@@ -32,7 +32,7 @@ def save_tiles(
 ) -> None:
     """Write a grid of images (rows, columns, height, width, channels) with its labels."""
     sheet, pitch = _sheet(tiles)
-    left = 0.2 + 0.085 * max((len(label) for label in row_labels), default=0)  # inches
+    left = 0.2 + 0.075 * max((len(label) for label in row_labels), default=0)  # inches
     top, other = 0.15 + 0.2 * bool(column_labels), 0.1
     height, width = sheet.shape[0] / DPI, sheet.shape[1] / DPI
     figure = Figure(figsize=(left + width + other, top + height + other), dpi=DPI)

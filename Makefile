@@ -23,7 +23,7 @@ ui: $(INSTALLED)
 lock:
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet uv
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--extra dev --output-file requirements.lock pyproject.toml
 
 clean:

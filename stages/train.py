@@ -3,8 +3,8 @@
 from facevae import checkpoint, tracking
 from facevae.errors import reported_errors
 from facevae.files import write_csv, write_json
-from facevae.fingerprint import training_fingerprint
-from facevae.layout import HISTORY, METRICS, MODEL
+from facevae.fingerprint import refuse_change, training_fingerprint
+from facevae.layout import HISTORY, MODEL, TRAIN_METRICS
 from facevae.params import load_params
 from facevae.prepared import PreparedSet
 from facevae.training import train
@@ -13,21 +13,16 @@ from facevae.training import train
 def main() -> None:
     params = load_params()
     prepared = PreparedSet()
+    fingerprint = training_fingerprint(params, prepared.digest)
     with tracking.open_run(params, prepared, stage="train") as run:
-        result = train(
-            prepared.images("train"),
-            prepared.images("validation"),
-            params.model,
-            params.train,
-            seed=params.seed,
-            on_epoch=run.log_epoch,
-        )
-        fingerprint = training_fingerprint(params, prepared.digest)
-        checkpoint.save(MODEL, result.model, likelihood=params.train.likelihood, fingerprint=fingerprint)
+        images, validation_images = prepared.images("train"), prepared.images("validation")
+        result = train(images, validation_images, params.model, params.train, seed=params.seed, on_epoch=run.log_epoch)
+        refuse_change(fingerprint, training_fingerprint(load_params(), PreparedSet().digest))
+        checkpoint.save(MODEL, result.model, params.train.likelihood, prepared.manifest.crop, fingerprint)
         write_csv(HISTORY, result.history)
-        write_json(METRICS / "train.json", result.summary())
+        write_json(TRAIN_METRICS, result.summary())
         run.log_metrics(result.summary())
-        run.log_model(MODEL, fingerprint)
+        run.log_model(fingerprint)
 
 
 if __name__ == "__main__":

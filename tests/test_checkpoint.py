@@ -15,7 +15,7 @@ from facevae.model import VAE
 def saved(path: Path, **changes: object) -> VAE:
     torch.manual_seed(0)
     model = VAE(small_params(**changes).model, 8, 3).eval()
-    checkpoint.save(path, model, likelihood="squared_error", fingerprint="abc")
+    checkpoint.save(path, model, "squared_error", crop=None, fingerprint="abc")
     return model
 
 

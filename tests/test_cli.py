@@ -19,7 +19,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a trained model, its directions, and two images, which is the working directory."""
     monkeypatch.chdir(tmp_path)
     model = VAE(small_params().model, 8, 3)
-    checkpoint.save(Path("models/vae.safetensors"), model, likelihood="squared_error", fingerprint="abc")
+    checkpoint.save(Path("models/vae.safetensors"), model, "squared_error", crop=12, fingerprint="abc")
     attributes = pd.DataFrame({"Smiling": [0, 1, 0, 1], "Eyeglasses": [0, 0, 1, 1]})
     directions = fit_directions(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), attributes)
     save_directions(Path("models/directions.safetensors"), directions, fingerprint="abc")
@@ -67,6 +67,20 @@ def test_an_edit_moves_the_picture_and_more_strength_moves_it_further() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_removing_is_adding_backwards() -> None:
+    call("edit", "a.png", "--remove", "Smiling", "-o", "removed.png")
+    call("edit", "a.png", "--add", "Smiling", "--strength", "-1", "-o", "added.png")
+    assert Path("removed.png").read_bytes() == Path("added.png").read_bytes()
+
+
+@pytest.mark.usefixtures("folder")
+def test_images_are_cropped_as_in_training_unless_told_otherwise() -> None:
+    for option in ([], ["--crop", "12"], ["--crop", "20"]):
+        call("reconstruct", "a.png", *option, "-o", f"crop{''.join(option[1:])}.png")
+    assert Path("crop.png").read_bytes() == Path("crop12.png").read_bytes() != Path("crop20.png").read_bytes()
+
+
+@pytest.mark.usefixtures("folder")
 def test_the_model_may_lie_elsewhere() -> None:
     Path("models").rename("elsewhere")
     call("edit", "a.png", "--add", "Smiling", "--model", "elsewhere/vae.safetensors")
@@ -90,6 +104,8 @@ def test_the_model_may_lie_elsewhere() -> None:
         (["reconstruct", "a.png", "--crop", "21"], "a.png cannot be used: it is 20 x 20 pixels, smaller than"),
         (["sample", "--model", "a.png"], "a.png is damaged, or not a file of facevae"),
         (["sample", "-o", "samples.jpg"], "--output: samples.jpg does not end in .png"),
+        (["sample", "-o", "a.png/samples.png"], "--output: a.png/samples.png cannot be written"),
+        (["summary", "--params", "models"], "models cannot be read"),
         (["summary"], "params.yaml is not in"),
     ],
 )

@@ -55,10 +55,12 @@ def test_pictures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
         assert b"matplotlib" not in content.lower()
 
 
-def test_the_losses_show_the_best_epoch(tmp_path: Path) -> None:
-    figures.save_losses(tmp_path / "2.png", HISTORY)
-    figures.save_losses(tmp_path / "3.png", HISTORY.assign(validation_loss=[3.0, 2.0, 1.9]))
-    assert (tmp_path / "2.png").read_bytes() != (tmp_path / "3.png").read_bytes()
+def test_the_losses_mark_the_epoch_of_the_lowest_validation_loss() -> None:
+    for axes in figures.draw_losses(HISTORY).axes:
+        labels = axes.get_legend_handles_labels()[1]
+        assert labels == ["Train", "Validation", "Best epoch (2): 2.0"]
+        assert all(np.unique(line.get_xdata()).tolist() == [2] for line in axes.lines[2:])
+        assert len(axes.lines) == 4
 
 
 def test_a_history_of_one_epoch_is_drawn(tmp_path: Path) -> None:

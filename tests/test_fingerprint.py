@@ -5,7 +5,8 @@ import pytest
 from conftest import small_params
 
 from facevae import fingerprint
-from facevae.fingerprint import pipeline_fingerprint, training_fingerprint
+from facevae.errors import UserError
+from facevae.fingerprint import pipeline_fingerprint, refuse_change, training_fingerprint
 
 BASE = small_params()
 
@@ -35,13 +36,41 @@ def test_other_data_is_another_state() -> None:
     assert training_fingerprint(BASE, "data") != training_fingerprint(BASE, "other")
 
 
-def test_the_code_counts_where_a_result_depends_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "facevae"
-    shutil.copytree(fingerprint.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
-    before = fingerprint.code_digest()
-    monkeypatch.setattr(fingerprint, "PACKAGE", package)
-    assert fingerprint.code_digest() == before
-    (package / "tracking.py").write_text("# other\n")
-    assert fingerprint.code_digest() == before
-    (package / "sources" / "mnist.py").write_text("# other\n")
-    assert fingerprint.code_digest() != before
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the library that the fingerprints are taken of."""
+    copy = tmp_path / "facevae"
+    shutil.copytree(fingerprint.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "PACKAGE", copy)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("module", "training", "pipeline"),
+    [
+        ("model.py", True, True),
+        ("sources/mnist.py", False, True),  # the digest of the data speaks for it
+        ("figures.py", False, True),
+        ("tracking.py", False, False),
+    ],
+)
+def test_the_code_counts_where_a_result_depends_on_it(
+    package: Path, module: str, training: bool, pipeline: bool
+) -> None:
+    before = training_fingerprint(BASE, "data"), pipeline_fingerprint(BASE, "data")
+    (package / module).write_text("# other\n")
+    assert (training_fingerprint(BASE, "data") != before[0]) is training
+    assert (pipeline_fingerprint(BASE, "data") != before[1]) is pipeline
+
+
+def test_where_the_code_lies_changes_nothing(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = pipeline_fingerprint(BASE, "data")
+    monkeypatch.undo()
+    assert package != fingerprint.PACKAGE
+    assert pipeline_fingerprint(BASE, "data") == copied
+
+
+def test_a_change_while_a_stage_runs_is_refused() -> None:
+    refuse_change("a", "a")
+    with pytest.raises(UserError, match="changed while the stage ran"):
+        refuse_change("a", "b")

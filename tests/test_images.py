@@ -65,6 +65,20 @@ def test_exif_rotation_is_applied() -> None:
     assert top[0] > 200 > 50 > bottom[0]
 
 
+def test_a_damaged_exif_block_costs_no_pixel() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    exif[0x010F] = "maker"
+    content = stored(image, "JPEG", exif=exif).getvalue()
+    start = content.index(b"Exif\0\0") + 6
+    expected = np.asarray(read_image(io.BytesIO(content)))
+    for position in range(start, start + 40):
+        damaged = content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :]
+        pixels = np.asarray(read_image(io.BytesIO(damaged)))
+        assert sorted(pixels.flatten()) == sorted(expected.flatten())
+
+
 @pytest.mark.parametrize("share", [tenth / 10 for tenth in range(10)])
 def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
     content = stored(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG").getvalue()

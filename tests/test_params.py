@@ -80,6 +80,17 @@ def test_values_at_odds_with_each_other_are_refused(changes: dict[str, object], 
     assert message in str(error.value)
 
 
+def test_the_other_presets_are_the_originals_too() -> None:
+    script, mnist = (load_params(ROOT / "presets" / f"{name}.yaml") for name in ("celeba-script", "mnist"))
+    assert script.model.channels == (128, 256, 256, 256, 256, 256)
+    assert script.model.strides == (1, 2, 2, 2, 2, 1)
+    assert (script.model.normalization, script.model.dropout, script.model.latent_dim) == ("batch", 0.2, 64)
+    assert (script.data.crop, script.train.batch_size, script.train.epochs) == (128, 256, 240)
+    assert (mnist.model.channels, mnist.model.strides, mnist.model.latent_dim) == ((64,) * 4, (1, 2, 2, 1), 2)
+    assert (mnist.data.image_size, mnist.data.channels) == (28, 1)
+    assert (mnist.train.batch_size, mnist.train.learning_rate, mnist.train.epochs) == (64, 0.0005, 200)
+
+
 def test_all_bad_keys_are_told_at_once() -> None:
     tree = small_tree(train__epochs="abc", data__source="x", seed=None)
     del tree["model"]["dropout"]

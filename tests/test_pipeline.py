@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT, small_tree
 
-from facevae.fingerprint import WITHOUT_EFFECT
+from facevae.fingerprint import PACKAGE, TRAINING, WITHOUT_EFFECT
 
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = list(PIPELINE["stages"])
@@ -68,9 +68,15 @@ def test_a_stage_declares_the_sections_of_the_params_that_its_script_uses(stage:
     assert {name.split(".")[0] for name in declared(stage, "params")} == used
 
 
+def test_the_training_fingerprint_covers_what_the_training_imports() -> None:
+    assert {PACKAGE / name for name in TRAINING} == all_imported_files(PACKAGE / "training.py") | {
+        PACKAGE / "__init__.py"
+    }
+
+
 def test_stages_are_short() -> None:
     for path in (ROOT / "stages").glob("*.py"):
-        assert len(path.read_text().splitlines()) <= 45, path
+        assert len(path.read_text().splitlines()) <= 40, path
 
 
 def test_the_imports_of_the_library_run_one_way() -> None:
@@ -189,6 +195,16 @@ def test_a_bad_parameter_stops_the_pipeline_with_its_key(project: Path) -> None:
         dvc(project, "repro")
     assert "Traceback" not in str(error.value)
     (project / "params.yaml").write_text(params)
+
+
+def test_a_clone_runs_its_own_code(project: Path) -> None:
+    """DVC's temporary copies must not run the library of the checkout that is installed."""
+    path = project / "src" / "facevae" / "preparation.py"
+    code = path.read_text()
+    path.write_text("raise SystemExit('this is the code of the clone')\n")
+    with pytest.raises(RuntimeError, match="this is the code of the clone"):
+        dvc(project, "repro")
+    path.write_text(code)
 
 
 def test_a_folder_without_images_stops_the_pipeline(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from conftest import disc_images, small_params
 from PIL import Image
 
+from facevae import preparation
 from facevae.errors import UserError
 from facevae.images import BadImageError
 from facevae.params import DataParams
@@ -17,6 +18,12 @@ from facevae.sources.folder import open_folder
 from facevae.sources.source import Source
 
 PIXELS = disc_images(200)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks for the few small images of these tests."""
+    monkeypatch.setattr(preparation, "CHUNK_BYTES", 30 * PIXELS[0].nbytes)
 
 
 def read_disc(position: int) -> Image.Image:
@@ -112,6 +119,15 @@ def test_a_truncated_file_in_a_folder_is_told_by_its_name(write_images: Callable
     params = data_params(root=str(root))
     with pytest.raises(UserError, match=r"1 of 10 images .*\n  4.jpg: it cannot be decoded"):
         prepare(open_folder(root, None), params, seed=0, target=tmp_path / "prepared")
+
+
+def test_a_truncated_file_in_a_folder_is_skipped_where_asked(write_images: Callable[..., Path], tmp_path: Path) -> None:
+    root = write_images([f"{i}.jpg" for i in range(10)])
+    (root / "4.jpg").write_bytes((root / "4.jpg").read_bytes()[:-200])
+    params = data_params(root=str(root), on_bad_image="skip")
+    manifest = prepare(open_folder(root, None), params, seed=0, target=tmp_path / "prepared")
+    assert [bad.name for bad in manifest.bad_images] == ["4.jpg"]
+    assert sum(manifest.num_images.values()) == 9
 
 
 def test_a_crash_leaves_what_was_there_before(tmp_path: Path) -> None:

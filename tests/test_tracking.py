@@ -15,8 +15,8 @@ from conftest import disc_images, small_params
 from PIL import Image
 
 from facevae import tracking
-from facevae.files import write_csv
-from facevae.layout import HISTORY
+from facevae.files import write_csv, write_json
+from facevae.layout import EVALUATE_METRICS, HISTORY, TRAIN_METRICS
 from facevae.params import Params
 from facevae.preparation import prepare
 from facevae.prepared import PreparedSet
@@ -59,14 +59,16 @@ def log_training(prepared: PreparedSet, params: Params, factor: float = 1.0) -> 
     with tracking.open_run(params, prepared, stage="train") as run:
         for row in EPOCHS:
             run.log_epoch({key: value if key == "epoch" else value * factor for key, value in row.items()})
-        run.log_metrics({"best_epoch": 3})
-        run.log_model(Path("models/vae.safetensors"), "training fingerprint")
+        run.log_metrics({"best_epoch": 3.0})
+        run.log_model("training fingerprint")
     write_csv(HISTORY, pd.DataFrame(EPOCHS))
+    write_json(TRAIN_METRICS, {"best_epoch": 3.0})
 
 
 def log_evaluation(prepared: PreparedSet, params: Params) -> None:
     with tracking.open_run(params, prepared, stage="evaluate") as run:
         run.log_metrics({"ssim": 0.5})
+    write_json(EVALUATE_METRICS, {"ssim": 0.5})
 
 
 def all_runs() -> list["Run"]:
@@ -132,6 +134,36 @@ def test_another_evaluation_is_another_run_with_the_same_history(prepared: Prepa
     assert history(first.info.run_id, "validation_loss") == history(second.info.run_id, "validation_loss")
 
 
+def test_other_figures_are_another_run_that_lacks_nothing(prepared: PreparedSet) -> None:
+    log_training(prepared, small_params())
+    log_evaluation(prepared, small_params())
+    with tracking.open_run(small_params(figures__num_samples=5), prepared, stage="figures"):
+        pass
+    first, second = all_runs()
+    assert first.data.metrics == second.data.metrics
+    assert history(first.info.run_id, "validation_loss") == history(second.info.run_id, "validation_loss")
+    assert second.outputs is not None
+    assert len(second.outputs.model_outputs) == 1
+
+
+def test_a_store_that_failed_midway_is_made_whole_by_the_next_stage(
+    prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracking.open_run(small_params(), prepared, stage="train") as run:
+        run.log_epoch(EPOCHS[0])
+        monkeypatch.setattr(run, "_failed", True)
+        for row in EPOCHS[1:]:
+            run.log_epoch(row)
+    (broken,) = all_runs()
+    assert broken.info.status == "RUNNING"
+    write_csv(HISTORY, pd.DataFrame(EPOCHS))
+    write_json(TRAIN_METRICS, {"best_epoch": 3.0})
+    log_evaluation(prepared, small_params())
+    (whole,) = all_runs()
+    assert whole.info.status == "FINISHED"
+    assert history(whole.info.run_id, "train_loss") == [(1, 3.0), (2, 1.5), (3, 1.0)]
+
+
 def test_a_dvc_experiment_gives_the_run_its_name(prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "hoary-wolf")
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
@@ -174,7 +206,11 @@ def silent_server() -> None:
     os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 
-@pytest.mark.parametrize("break_store", [corrupt_store, silent_server])
+def missing_driver() -> None:
+    os.environ["MLFLOW_TRACKING_URI"] = "mssql+nodriver://127.0.0.1/mlflow"
+
+
+@pytest.mark.parametrize("break_store", [corrupt_store, silent_server, missing_driver])
 def test_a_store_that_fails_costs_one_warning_and_no_training(
     prepared: PreparedSet,
     caplog: pytest.LogCaptureFixture,
@@ -193,9 +229,10 @@ def test_a_repeated_run_in_a_temporary_copy_finds_the_store(
     log_training(prepared, small_params())
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     copy = tmp_path / "copy"
-    copy.mkdir()
+    for name in ("metrics", "plots"):
+        shutil.copytree(name, copy / name)
     monkeypatch.chdir(copy)
     log_evaluation(PreparedSet(tmp_path / "prepared"), small_params())
     (run,) = all_runs()
     assert run.data.metrics["ssim"] == 0.5
-    assert list(copy.iterdir()) == []
+    assert sorted(path.name for path in copy.iterdir()) == ["metrics", "plots"]

@@ -11,7 +11,16 @@ from facevae import objective
 from facevae.errors import UserError
 from facevae.model import VAE, to_unit_range
 from facevae.params import Params
-from facevae.training import EpochRow, TrainingResult, _Loop, kl_weight_at, learning_rate_at, train
+from facevae.training import (
+    EpochRow,
+    TrainingResult,
+    _batches,
+    _Loop,
+    kl_weight_at,
+    learning_rate_at,
+    num_batches,
+    train,
+)
 
 TRAIN, VALIDATION = disc_images(60), disc_images(21, seed=1)
 CPU = torch.device("cpu")
@@ -94,8 +103,9 @@ def loop_with(**changes: object) -> _Loop:
     return _Loop(VAE(params.model, 8, 3), params.train, len(TRAIN), CPU, seed=0)
 
 
-def test_a_step_that_is_not_finite_changes_nothing() -> None:
-    loop = loop_with()
+@pytest.mark.parametrize("normalization", ["none", "batch"])
+def test_a_step_that_is_not_finite_changes_nothing(normalization: str) -> None:
+    loop = loop_with(model__normalization=normalization)
     loop._train_step(to_unit_range(TRAIN[:8], CPU))
     before, state = weights(loop.model), copy.deepcopy(loop.optimizer.state_dict()["state"])
     *_, skip = loop._train_step(torch.full((8, 3, 8, 8), math.nan))
@@ -142,16 +152,41 @@ def test_gradients_are_clipped_as_torch_clips_them(limit: float) -> None:
 
 
 def test_too_many_skipped_steps_stop_the_training() -> None:
-    with pytest.raises(UserError, match=r"more than train.max_skipped_steps 3; training stopped at step 8") as error:
+    with pytest.raises(UserError, match=r"8 steps .* train.max_skipped_steps allows 3, .* stopped at step 8") as error:
         run(small_params(train__skip_gradient_norm=1e-6, train__max_skipped_steps=3))
     assert "lower train.learning_rate" in str(error.value)
 
 
-def test_skipped_steps_are_counted() -> None:
-    params = small_params(train__skip_gradient_norm=1e-6, train__max_skipped_steps=100)
+def test_an_epoch_of_skipped_steps_alone_stops_the_training() -> None:
+    with pytest.raises(UserError, match="train.max_skipped_steps allows 100, and not all of them"):
+        run(small_params(train__skip_gradient_norm=1e-6, train__max_skipped_steps=100))
+
+
+def test_skipped_steps_are_counted_and_left_out_of_the_means() -> None:
+    norms = run(small_params(train__epochs=1)).history["largest_gradient_norm"]
+    params = small_params(train__epochs=1, train__skip_gradient_norm=0.999 * float(norms.iloc[0]))
     result = run(params)
-    assert result.history["skipped_steps"].to_list() == [8, 8]
-    assert result.summary()["total_skipped_steps"] == 16
+    assert result.summary()["total_skipped_steps"] >= 1
+    assert result.history["largest_gradient_norm"].iloc[0] < norms.iloc[0]
+    assert result.history["train_loss"].iloc[0] > 1
+
+
+def test_the_losses_of_both_splits_weigh_the_kl_alike_during_its_warmup() -> None:
+    row = run(small_params(train__epochs=1, train__kl_warmup_epochs=50, train__beta=2.0)).history.iloc[0]
+    for split in ("train", "validation"):
+        expected = row[f"{split}_reconstruction"] + 2.0 * row[f"{split}_kl"]
+        assert row[f"{split}_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "sizes"), [(9, 4, [4, 5]), (10, 4, [4, 4, 2]), (1, 4, [1]), (8, 4, [4, 4])]
+)
+def test_a_last_batch_of_one_image_joins_the_one_before(num_images: int, batch_size: int, sizes: list[int]) -> None:
+    order = np.random.default_rng(0).permutation(num_images)
+    batches = list(_batches(TRAIN[:num_images], batch_size, order))
+    assert [len(batch) for batch in batches] == sizes
+    assert num_batches(num_images, batch_size) == len(sizes)
+    assert np.array_equal(np.concatenate(batches), TRAIN[order])
 
 
 def test_the_learning_rate_warms_up_and_decays() -> None:

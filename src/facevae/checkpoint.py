@@ -16,7 +16,10 @@ HEADER = "facevae"  # the one key of the metadata: several would be written in a
 
 
 class Header(BaseModel):
-    """What a checkpoint says of itself; `fingerprint` is that of the training which made it."""
+    """What a checkpoint says of itself.
+
+    `crop` is the side of the centred square of its images, in source pixels; `fingerprint` that of its training.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,16 +27,18 @@ class Header(BaseModel):
     image_size: int
     image_channels: int
     likelihood: Likelihood
+    crop: int | None
     fingerprint: str
 
 
-def save(path: Path, model: VAE, *, likelihood: Likelihood, fingerprint: str) -> None:
+def save(path: Path, model: VAE, likelihood: Likelihood, crop: int | None, fingerprint: str) -> None:
     """Write the weights and the header; the same model gives the same bytes."""
     header = Header(
         model=model.params,
         image_size=model.image_size,
         image_channels=model.image_channels,
         likelihood=likelihood,
+        crop=crop,
         fingerprint=fingerprint,
     )
     write_tensors(path, {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, header)

@@ -19,9 +19,9 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 ModelOption = Annotated[Path, typer.Option("--model", help="The trained model.")]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")]
 CropOption = Annotated[
-    int | None, typer.Option(min=1, help="Side of the centred square to take, in pixels. [default: the largest]")
+    int | None, typer.Option(min=1, help="Side of the centred square to take, in pixels. [default: as in training]")
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Another seed gives other samples.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed gives other samples.")]
 COLUMNS = 8
 
 
@@ -123,7 +123,7 @@ def _read(paths: list[Path], header: "Header", crop: int | None) -> NDArray[np.u
     pixels = []
     for path in paths:
         try:
-            pixels.append(fit_image(read_image(path), header.image_size, header.image_channels, crop))
+            pixels.append(fit_image(read_image(path), header.image_size, header.image_channels, crop or header.crop))
         except BadImageError as error:
             raise UserError(f"{path} cannot be used: {error}") from error
     return np.stack(pixels)
@@ -136,5 +136,8 @@ def _write(
 
     if path.suffix.lower() != ".png":
         raise UserError(f"--output: {path} does not end in .png, and pictures are written as PNG")
-    save_tiles(path, tiles, row_labels=row_labels, column_labels=column_labels)
+    try:
+        save_tiles(path, tiles, row_labels=row_labels, column_labels=column_labels)
+    except OSError as error:
+        raise UserError(f"--output: {path} cannot be written: {error}") from error
     typer.echo(path)

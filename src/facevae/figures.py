@@ -19,7 +19,6 @@ from facevae.files import write_bytes
 DPI = 100
 TILE = 72  # pixels that an image should measure in a picture, or more
 GAP = 2  # white pixels between two images
-CATEGORIES = "tab10"
 OTHERS = "#b5b5b5"
 
 
@@ -48,7 +47,12 @@ def save_tiles(
 
 
 def save_losses(path: Path, history: pd.DataFrame) -> None:
-    """Draw total, reconstruction and KL over the epochs, for training and validation.
+    """Write the figure of `draw_losses`."""
+    _save(draw_losses(history), path)
+
+
+def draw_losses(history: pd.DataFrame) -> Figure:
+    """Total, reconstruction and KL over the epochs, for training and validation.
 
     The epoch of the lowest validation loss, whose weights are kept, is marked.
     """
@@ -74,7 +78,7 @@ def save_losses(path: Path, history: pd.DataFrame) -> None:
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
     figure.axes[0].set_ylabel("Mean over images")
-    _save(figure, path)
+    return figure
 
 
 def save_latent_map(

@@ -1,6 +1,6 @@
 """The pictures of the figures stage: what each shows, taken from the model, the prepared set and the history."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +36,15 @@ def render_all(
     Raises
     ------
     UserError
-        `figures.attributes` names an attribute that the model has no direction for.
+        `figures` names an attribute that the set does not have, or a split of fewer than two images.
     """
     images = prepared.images(params.split)
+    if len(images) < 2:
+        raise UserError(f"figures.split: {params.split} has {len(images)} image(s), and the figures need two or more")
+    _require_known("figures.attributes", params.attributes, directions)
+    _require_known(
+        "figures.latent_map_attributes", params.latent_map_attributes, prepared.attributes(params.split).columns
+    )
     paths = [folder / f"{name}.png" for name in FIGURES]
     losses, reconstructions, samples, interpolation, arithmetic, latent_map = paths
     figures.save_losses(losses, history)
@@ -76,7 +82,7 @@ def _render_arithmetic(
 
 def _render_latent_map(path: Path, model: VAE, prepared: PreparedSet, params: FiguresParams) -> None:
     images = np.array(prepared.images(params.split)[:MAX_POINTS])
-    means = encode_all(model, images).mean
+    means = encode_all(model, images)
     centre, axes = pictures.principal_plane(means)
     points = (means - centre) @ axes.T
     is_whole = model.params.latent_dim == 2
@@ -94,12 +100,16 @@ def _render_latent_map(path: Path, model: VAE, prepared: PreparedSet, params: Fi
 
 def _first_attribute(table: pd.DataFrame, attributes: Sequence[str]) -> NDArray[np.int64]:
     """For each row the position of the first of the attributes that it has, or -1."""
-    missing = [attribute for attribute in attributes if attribute not in table.columns]
-    if missing:
-        known = ", ".join(table.columns) or "none"
-        raise UserError(f"figures.latent_map_attributes: the set has no attribute {missing[0]!r}; there are: {known}")
     has = table[list(attributes)].to_numpy(dtype=bool)
     return np.where(has.any(axis=1), has.argmax(axis=1), -1) if attributes else np.full(len(table), -1)
+
+
+def _require_known(key: str, attributes: Sequence[str], known: Iterable[str]) -> None:
+    known = sorted(known)
+    for attribute in attributes:
+        if attribute not in known:
+            there_are = f"there are {', '.join(known)}" if known else "the set has none: set the list to []"
+            raise UserError(f"{key}: {attribute!r} is no attribute of this set; {there_are}")
 
 
 def _in_words(attributes: Sequence[str]) -> list[str]:

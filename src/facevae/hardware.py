@@ -18,6 +18,7 @@ def set_up_device(params: TrainParams) -> torch.device:
     if params.device == "cuda" and not has_cuda:
         raise UserError("train.device: 'cuda', but torch finds no CUDA device: use auto or cpu")
     torch.set_num_threads(params.num_threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     return torch.device("cuda" if has_cuda and params.device != "cpu" else "cpu")

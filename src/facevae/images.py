@@ -6,7 +6,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -33,14 +33,15 @@ def read_image(file: Path | IO[bytes]) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of metadata, which is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
-                return _to_eight_bits(ImageOps.exif_transpose(image))
+                return _upright(_to_eight_bits(image), _orientation(image))
     except UnidentifiedImageError as error:
         raise BadImageError("it is empty or not an image") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadImageError(f"it has more than {Image.MAX_IMAGE_PIXELS} pixels") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise for broken files
+    except Exception as error:  # Pillow's decoders raise errors of every kind for broken files
         raise BadImageError(f"it cannot be decoded: {error}") from error
 
 
@@ -79,6 +80,29 @@ def fit_image(image: Image.Image, image_size: int, channels: int, crop: int | No
     else:
         image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)  # Pillow antialiases
     return np.asarray(image, dtype=np.uint8).reshape(image_size, image_size, channels)
+
+
+_TRANSPOSITIONS = {  # by the value of EXIF's tag Orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged block says nothing of the pixels
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    transposition = _TRANSPOSITIONS.get(orientation)
+    return image if transposition is None else image.transpose(transposition)
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

@@ -53,7 +53,7 @@ class ModelParams(Section):
     channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
     strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(strict=False, min_length=1)]
     kernel_size: Annotated[int, Field(ge=1, le=15)]
-    latent_dim: PositiveInt
+    latent_dim: Annotated[int, Field(ge=2)]
     normalization: Literal["none", "batch", "group"]
     negative_slope: Fraction
     dropout: Fraction
@@ -95,7 +95,7 @@ class FiguresParams(Section):
     interpolation_steps: Annotated[int, Field(ge=3)]
     attributes: Annotated[tuple[str, ...], Field(strict=False)]
     strengths: Annotated[tuple[Finite, ...], Field(strict=False, min_length=3)]
-    latent_map_attributes: Annotated[tuple[str, ...], Field(strict=False)]
+    latent_map_attributes: Annotated[tuple[str, ...], Field(strict=False, max_length=10)]  # one colour each
 
 
 class TrackingParams(Section):
@@ -136,6 +136,8 @@ def load_params(path: Path = PARAMS) -> Params:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml12Loader)
     except FileNotFoundError:
         raise UserError(f"{path} is not in {Path.cwd()}: run from the root of the project") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     return parse_params(tree, name=str(path))

@@ -5,6 +5,7 @@ whole. This module imports no torch.
 """
 
 import hashlib
+import math
 import os
 import shutil
 from collections import deque
@@ -23,7 +24,7 @@ from facevae.params import DataParams
 from facevae.prepared import ATTRIBUTES, MANIFEST, SPLITS, ArrayWriter, BadFile, Manifest
 from facevae.sources.source import Source
 
-CHUNK_SIZE = 64  # images that a process decodes at a time
+CHUNK_BYTES = 2**22  # pixels that a process decodes at a time
 MAX_LISTED = 20  # bad files that an error names
 
 Chunk = tuple[NDArray[np.uint8], list[tuple[int, str]]]
@@ -87,13 +88,14 @@ def _check_splits(splits: NDArray[np.str_], params: DataParams) -> None:
 
 def _write(source: Source, splits: NDArray[np.str_], params: DataParams, folder: Path) -> Manifest:
     shape = (params.image_size, params.image_size, params.channels)
+    chunk_size = max(1, CHUNK_BYTES // math.prod(shape))
     bad_images: list[tuple[int, str]] = []
     with ExitStack() as stack:
         arrays = {split: stack.enter_context(ArrayWriter(folder / f"{split}.npy", shape)) for split in SPLITS}
         pool = stack.enter_context(_pool(source, params))
         bar = stack.enter_context(tqdm(total=len(source.names), desc="prepare", unit="image", disable=None))
-        for start, (images, bad) in _decode_in_order(pool, len(source.names)):
-            chunk = np.delete(splits[start : start + CHUNK_SIZE], [position - start for position, _ in bad])
+        for start, (images, bad) in _decode_in_order(pool, len(source.names), chunk_size):
+            chunk = np.delete(splits[start : start + len(images) + len(bad)], [position - start for position, _ in bad])
             for split in SPLITS:
                 arrays[split].append(images[chunk == split])
             bad_images.extend(bad)
@@ -155,12 +157,12 @@ def _start_process(source: Source, params: DataParams) -> None:
     _work = source, params
 
 
-def _decode_in_order(pool: Executor, num_images: int) -> Iterator[tuple[int, Chunk]]:
+def _decode_in_order(pool: Executor, num_images: int, chunk_size: int) -> Iterator[tuple[int, Chunk]]:
     """Chunks in the order of the source, a bounded number of them under way."""
     pending: deque[tuple[int, Future[Chunk]]] = deque()
-    for start in range(0, num_images, CHUNK_SIZE):
-        pending.append((start, pool.submit(_decode, start, min(start + CHUNK_SIZE, num_images))))
-        if len(pending) > 4 * (os.cpu_count() or 1):
+    for start in range(0, num_images, chunk_size):
+        pending.append((start, pool.submit(_decode, start, min(start + chunk_size, num_images))))
+        if len(pending) > 2 * (os.cpu_count() or 1):
             first, chunk = pending.popleft()
             yield first, chunk.result()
     for first, chunk in pending:

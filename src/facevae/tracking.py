@@ -5,6 +5,7 @@ run id around, and a stage that runs again adds no point twice. A store that doe
 a training.
 """
 
+import json
 import logging
 import os
 import signal
@@ -20,8 +21,8 @@ import pandas as pd
 from filelock import FileLock
 
 from facevae.files import round_number
-from facevae.fingerprint import pipeline_fingerprint
-from facevae.layout import HISTORY, PREPARED
+from facevae.fingerprint import pipeline_fingerprint, training_fingerprint
+from facevae.layout import EVALUATE_METRICS, HISTORY, MODEL, PREPARED, TRAIN_METRICS
 from facevae.params import Params, flatten
 from facevae.prepared import PreparedSet
 
@@ -43,9 +44,10 @@ def open_run(params: Params, prepared: PreparedSet, *, stage: str) -> Iterator["
     """
     previous = signal.signal(signal.SIGTERM, _raise_system_exit)
     start = time.monotonic()
-    run = Run(params, prepared, stage)
+    run = Run(stage)
     status = "FAILED"
     try:
+        run.open(params, prepared)
         yield run
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
@@ -59,11 +61,14 @@ def open_run(params: Params, prepared: PreparedSet, *, stage: str) -> Iterator["
 class Run:
     """What a stage may log; each call does nothing once the store has failed."""
 
-    def __init__(self, params: Params, prepared: PreparedSet, stage: str) -> None:
+    def __init__(self, stage: str) -> None:
         self._stage = stage
         self._client: MlflowClient | None = None
         self._failed = False
         self._logged: dict[tuple[str, int], float] = {}  # metric and step to value
+
+    def open(self, params: Params, prepared: PreparedSet) -> None:
+        """Find or make the run of this state, and log what earlier stages would have logged."""
         self._attempt(lambda: self._open(params, prepared))
 
     def log_epoch(self, row: Mapping[str, float]) -> None:
@@ -84,9 +89,9 @@ class Run:
 
         self._attempt(store)
 
-    def log_model(self, path: Path, fingerprint: str) -> None:
-        """Link the model, whose weights stay where DVC holds them."""
-        self._attempt(lambda: self._link_model(path, fingerprint))
+    def log_model(self, fingerprint: str) -> None:
+        """Link the model of this training, whose weights stay where DVC holds them."""
+        self._attempt(lambda: self._link_model(fingerprint))
 
     def close(self, status: str, *, duration_seconds: float) -> None:
         """End the run with a status of MLflow's."""
@@ -110,7 +115,7 @@ class Run:
             action()
         except _store_errors() as error:
             self._failed = True
-            reason = str(error).strip().splitlines()[0][:300]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
             logger.warning("MLflow at %s failed, stage %s goes on untracked: %s", tracking_uri(), self._stage, reason)
 
     def _open(self, params: Params, prepared: PreparedSet) -> None:
@@ -130,9 +135,17 @@ class Run:
             points = client.get_metric_history(self._run_id, key)
             self._logged.update({(key, point.step): point.value for point in points})
         self._log_origin(params, prepared)
-        if self._stage != "train" and ("validation_loss", 1) not in self._logged and HISTORY.is_file():
-            for row in pd.read_csv(HISTORY).to_dict("records"):
-                self._log({str(key): value for key, value in row.items() if key != "epoch"}, step=int(row["epoch"]))
+        self._log_earlier_stages(params, prepared)
+
+    def _log_earlier_stages(self, params: Params, prepared: PreparedSet) -> None:
+        """What this run lacks of the stages before, which DVC had no need to repeat for this state."""
+        if self._stage == "train":
+            return
+        for row in pd.read_csv(HISTORY).to_dict("records"):
+            self._log({str(key): value for key, value in row.items() if key != "epoch"}, step=int(row["epoch"]))
+        for path in [TRAIN_METRICS, EVALUATE_METRICS] if self._stage == "figures" else [TRAIN_METRICS]:
+            self._log(json.loads(path.read_text(encoding="utf-8")), step=0)
+        self._link_model(training_fingerprint(params, prepared.digest))
 
     def _log_origin(self, params: Params, prepared: PreparedSet) -> None:
         """The params, the data and where in Git and DVC the run comes from."""
@@ -166,7 +179,7 @@ class Run:
         if new:
             self._connected.log_batch(self._run_id, metrics=new)
 
-    def _link_model(self, path: Path, fingerprint: str) -> None:
+    def _link_model(self, fingerprint: str) -> None:
         import mlflow
         from mlflow.entities import LoggedModelOutput
 
@@ -179,7 +192,7 @@ class Run:
             source_run_id=self._run_id,
             experiment_id=self._experiment_id,
             model_type="VAE",
-            tags={"facevae.path": str(path), "facevae.training_fingerprint": fingerprint},
+            tags={"facevae.path": str(MODEL), "facevae.training_fingerprint": fingerprint},
         )
         self._connected.log_outputs(self._run_id, [LoggedModelOutput(model.model_id, step=0)])
 
@@ -208,14 +221,14 @@ def _store_errors() -> tuple[type[Exception], ...]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowException, SQLAlchemyError, OSError  # OSError covers the network
+    return MlflowException, SQLAlchemyError, ImportError, OSError  # a missing driver; OSError covers the network
 
 
 def _find_or_create_experiment(client: "MlflowClient", name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    location = None if "MLFLOW_TRACKING_URI" in os.environ else (_project_root() / "mlartifacts").as_uri()
+    location = None if os.environ.get("MLFLOW_TRACKING_URI") else (_project_root() / "mlartifacts").as_uri()
     return str(client.create_experiment(name, artifact_location=location))
 
 

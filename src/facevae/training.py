@@ -104,6 +104,15 @@ def learning_rate_at(params: TrainParams, step: int, num_steps: int) -> float:
     return params.learning_rate * warmup * decay
 
 
+def num_batches(num_images: int, batch_size: int) -> int:
+    """How many batches an epoch has: a single image that is left over joins the batch before it.
+
+    Alone it would have no variance over which batch normalisation could normalise a map of one pixel.
+    """
+    whole, rest = divmod(num_images, batch_size)
+    return max(1, whole + (rest > 1))
+
+
 def kl_weight_at(params: TrainParams, epochs: float) -> float:
     """The weight of the KL term after `epochs` (a fraction will do): it rises from 0 to beta during the warm-up."""
     return params.beta * min(1.0, epochs / params.kl_warmup_epochs) if params.kl_warmup_epochs else params.beta
@@ -118,7 +127,7 @@ class _Loop:
         self.device = device
         self.seed = seed
         self.step = 0
-        self.steps_per_epoch = math.ceil(num_images / params.batch_size)
+        self.steps_per_epoch = num_batches(num_images, params.batch_size)
         self.order = np.random.default_rng(seed)
         self.noise = torch.Generator(device).manual_seed(seed)
         self.bfloat16 = uses_bfloat16(params, device)
@@ -129,7 +138,7 @@ class _Loop:
     def train_epoch(self, images: NDArray[np.uint8], bar: "tqdm[NoReturn]") -> EpochRow:
         """One pass over all images in a new order; means are over the steps that were taken."""
         self.model.train()
-        totals = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, reconstruction, KL
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # reconstruction, KL
         num_taken = torch.zeros((), dtype=torch.float64, device=self.device)  # images of steps that were not skipped
         num_skipped = torch.zeros((), device=self.device)
         largest_norm = torch.zeros((), device=self.device)
@@ -141,38 +150,36 @@ class _Loop:
             largest_norm = torch.where(skip, largest_norm, torch.maximum(largest_norm, norm))
             bar.update(len(batch))
             if self.step % REPORT_EVERY == 0 or self.step % self.steps_per_epoch == 0:
-                _check_skipped(int(num_skipped), self.params, self.step)
-                loss, reconstruction, kl = (totals / num_taken.clamp(min=1)).tolist()
-                bar.set_postfix(loss=f"{loss:.1f}", reconstruction=f"{reconstruction:.1f}", kl=f"{kl:.1f}")
+                self._check_skipped(int(num_skipped))
+                row = self._row("train", totals, float(num_taken))
+                bar.set_postfix({key.removeprefix("train_"): f"{value:.1f}" for key, value in row.items()})
         return {
             "learning_rate": self._learning_rate(self.step - 1),
-            "train_loss": loss,
-            "train_reconstruction": reconstruction,
-            "train_kl": kl,
+            **row,
             "largest_gradient_norm": float(largest_norm),
             "skipped_steps": float(num_skipped),
         }
 
     @torch.no_grad()
     def validate(self, images: NDArray[np.uint8]) -> EpochRow:
-        """Means over all images, in evaluation mode, with the same noise and the full weight of the KL every time."""
+        """Means over all images, in evaluation mode, with the same noise every time."""
         self.model.eval()
         noise = torch.Generator(self.device).manual_seed(self.seed)
-        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in _batches(images, self.params.batch_size, np.arange(len(images))):
-            totals += self._terms(to_unit_range(batch, self.device), noise, self.params.beta) * len(batch)
-        loss, reconstruction, kl = (totals / len(images)).tolist()
-        return {"validation_loss": loss, "validation_reconstruction": reconstruction, "validation_kl": kl}
+            totals += torch.stack(self._terms(to_unit_range(batch, self.device), noise)) * len(batch)
+        return self._row("validation", totals, len(images))
 
     def _train_step(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Update the weights; gives loss, reconstruction and KL (3,), the gradient's norm, and whether it was skipped.
+        """Update the weights; gives reconstruction and KL (2,), the gradient's norm, and whether the step was skipped.
 
         The optimiser is told of the clipping and of the skip by the two tensors through which PyTorch's own loss
         scaling speaks to fused optimisers, so that nothing waits for the device.
         """
-        terms = self._terms(images, self.noise, kl_weight_at(self.params, (self.step + 1) / self.steps_per_epoch))
+        buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch normalisation's running statistics
+        reconstruction, kl = self._terms(images, self.noise)
         self.optimizer.zero_grad()
-        terms[0].backward()
+        (reconstruction + self._kl_weight() * kl).backward()
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.trainable if weight.grad is not None])
         scaling: Any = self.optimizer
         skip = ~torch.isfinite(norm)
@@ -184,35 +191,49 @@ class _Loop:
         self.optimizer.param_groups[0]["lr"] = self._learning_rate(self.step)
         self.optimizer.step()
         self.model.log_sigma.data.clamp_(min=objective.LOG_SIGMA_FLOOR)
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(torch.where(skip, before, buffer))
         self.step += 1
-        return terms.detach(), norm, skip
+        return torch.stack([reconstruction, kl]).detach(), norm, skip
 
-    def _terms(self, images: Tensor, noise: torch.Generator, kl_weight: float) -> Tensor:
-        """Loss, reconstruction and KL, means over a batch; the terms are in float32 whatever the network is in."""
+    def _terms(self, images: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Reconstruction and KL, means over a batch, in float32 whatever the network is in."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             posterior = self.model.encode(images)
             reconstruction = self.model.decode(posterior.sample(noise))
         likelihood, log_sigma = self.params.likelihood, self.model.log_sigma
-        reconstruction_term = objective.reconstruction_term(likelihood, reconstruction, images, log_sigma).mean()
-        kl = objective.kl_nats(posterior).mean()
-        return torch.stack([reconstruction_term + kl_weight * kl, reconstruction_term, kl])
+        reconstruction_term = objective.reconstruction_term(likelihood, reconstruction, images, log_sigma)
+        return reconstruction_term.mean(), objective.kl_nats(posterior).mean()
+
+    def _row(self, split: str, totals: Tensor, num_images: float) -> EpochRow:
+        """Mean reconstruction and KL, and the loss that they add up to at the full weight of the KL."""
+        reconstruction, kl = (totals / num_images).tolist()
+        return {
+            f"{split}_loss": reconstruction + self.params.beta * kl,
+            f"{split}_reconstruction": reconstruction,
+            f"{split}_kl": kl,
+        }
+
+    def _kl_weight(self) -> float:
+        return kl_weight_at(self.params, (self.step + 1) / self.steps_per_epoch)
+
+    def _check_skipped(self, num_skipped: int) -> None:
+        if num_skipped > self.params.max_skipped_steps or num_skipped == self.steps_per_epoch:
+            raise UserError(
+                f"{num_skipped} steps of one epoch had a gradient that was not finite or longer than "
+                f"train.skip_gradient_norm {self.params.skip_gradient_norm}; train.max_skipped_steps allows "
+                f"{self.params.max_skipped_steps}, and not all of them; training stopped at step {self.step}. {_ADVICE}"
+            )
 
     def _learning_rate(self, step: int) -> float:
         return learning_rate_at(self.params, step, self.params.epochs * self.steps_per_epoch)
 
 
 def _batches(images: NDArray[np.uint8], batch_size: int, order: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(order), batch_size):
-        yield images[order[start : start + batch_size]]
-
-
-def _check_skipped(num_skipped: int, params: TrainParams, step: int) -> None:
-    if num_skipped > params.max_skipped_steps:
-        raise UserError(
-            f"{num_skipped} steps of one epoch had a gradient that was not finite or longer than "
-            f"train.skip_gradient_norm {params.skip_gradient_norm}, more than train.max_skipped_steps "
-            f"{params.max_skipped_steps}; training stopped at step {step}. {_ADVICE}"
-        )
+    last = num_batches(len(order), batch_size) - 1
+    for index in range(last + 1):
+        start = index * batch_size
+        yield images[order[start:] if index == last else order[start : start + batch_size]]
 
 
 _ADVICE = (

@@ -1,0 +1,74 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import small_params
+from PIL import Image
+
+from facevae.attributes import Directions
+from facevae.errors import UserError
+from facevae.gallery import FIGURES, render_all
+from facevae.model import VAE
+from facevae.params import Params
+from facevae.preparation import prepare
+from facevae.prepared import PreparedSet
+from facevae.sources.folder import open_folder
+
+HISTORY = pd.DataFrame(
+    {"epoch": [1, 2]}
+    | {f"{split}_{term}": [2.0, 1.0] for split in ("train", "validation") for term in ("loss", "reconstruction", "kl")}
+)
+
+
+@pytest.fixture
+def prepared(write_images: Callable[..., Path], tmp_path: Path) -> PreparedSet:
+    root = write_images([f"{i}.png" for i in range(20)])
+    rows = "".join(f"{i}.png,{i % 2},{(i + 1) % 2}\n" for i in range(20))
+    (root / "attributes.csv").write_text("name,Odd,Even\n" + rows)
+    prepare(open_folder(root, None), small_params(data__source="folder").data, 0, tmp_path / "prepared")
+    return PreparedSet(tmp_path / "prepared")
+
+
+def render(folder: Path, prepared: PreparedSet, params: Params) -> list[Path]:
+    torch.manual_seed(0)
+    model = VAE(params.model, 8, 3).eval()
+    directions: Directions = {"Odd": torch.ones(params.model.latent_dim)}
+    return render_all(folder, model, directions, prepared, HISTORY, params.figures, seed=0)
+
+
+@pytest.mark.parametrize("latent_dim", [2, 5])
+@pytest.mark.parametrize("attributes", [[], ["Odd"]])
+def test_every_figure_is_rendered_the_same_twice(
+    prepared: PreparedSet, tmp_path: Path, latent_dim: int, attributes: list[str]
+) -> None:
+    params = small_params(
+        model__latent_dim=latent_dim, figures__attributes=attributes, figures__latent_map_attributes=attributes
+    )
+    paths = render(tmp_path / "first", prepared, params)
+    assert [path.name for path in paths] == [f"{name}.png" for name in FIGURES]
+    for path in paths:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 60
+    for path in render(tmp_path / "second", prepared, params):
+        assert path.read_bytes() == (tmp_path / "first" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"figures__attributes": ["Even"]}, "figures.attributes: 'Even' is no attribute of this set; there are Odd"),
+        (
+            {"figures__attributes": ["Odd"], "figures__latent_map_attributes": ["Old"]},
+            "figures.latent_map_attributes: 'Old' is no attribute of this set; there are Even, Odd",
+        ),
+    ],
+)
+def test_an_unknown_attribute_is_told_by_its_key(
+    prepared: PreparedSet, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        render(tmp_path / "plots", prepared, small_params(**changes))
+    assert message in str(error.value)
+    assert not (tmp_path / "plots").exists()

@@ -1,0 +1,34 @@
+import pytest
+import torch
+from conftest import small_params
+
+from facevae.errors import UserError
+from facevae.hardware import set_up_device, uses_bfloat16
+
+CPU = torch.device("cpu")
+
+
+def test_the_number_of_threads_is_that_of_the_params() -> None:
+    assert set_up_device(small_params(train__num_threads=2).train) == CPU
+    assert torch.get_num_threads() == 2
+    set_up_device(small_params(train__num_threads=1).train)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_is_refused_where_there_is_none() -> None:
+    with pytest.raises(UserError, match="train.device: 'cuda', but torch finds no CUDA device"):
+        set_up_device(small_params(train__device="cuda").train)
+    assert set_up_device(small_params(train__device="auto").train) == CPU
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)]
+)
+def test_auto_is_bfloat16_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert uses_bfloat16(small_params(train__precision="auto").train, CPU) is expected
+    assert uses_bfloat16(small_params(train__precision="float32").train, CPU) is False
+    assert uses_bfloat16(small_params(train__precision="bfloat16").train, CPU) is True

@@ -17,7 +17,8 @@ NOT_COMPARED = {"best_epoch", "total_skipped_steps"}  # counts that a last bit c
 
 
 def main() -> int:
-    made, committed = {}, {}
+    made: dict[str, float] = {}
+    committed: dict[str, float] = {}
     for path in METRICS:
         made |= json.loads(path.read_text(encoding="utf-8"))
         shown = subprocess.run(["git", "show", f"HEAD:{path.as_posix()}"], capture_output=True, check=True)

@@ -146,6 +146,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def copy(project: Path, tmp_path: Path) -> Path:
+    """A copy of that clone, for tests that change something."""
+    return shutil.copytree(project, tmp_path / "copy")
+
+
 def test_the_pipeline_makes_everything_that_it_declares(project: Path) -> None:
     for stage in STAGES:
         for name in declared(stage, "outs") | declared(stage, "metrics"):
@@ -177,34 +183,30 @@ def test_dvc_shows_metrics_plots_and_experiments(project: Path) -> None:
     assert "best_epoch" in dvc(project, "exp", "show", "--csv")
 
 
-def test_only_what_depends_on_a_parameter_runs_again(project: Path) -> None:
-    params = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(params.replace("num_samples: 6", "num_samples: 5"))
-    output = dvc(project, "repro", "--dry")
+def test_only_what_depends_on_a_parameter_runs_again(copy: Path) -> None:
+    params = (copy / "params.yaml").read_text()
+    (copy / "params.yaml").write_text(params.replace("num_samples: 6", "num_samples: 5"))
+    output = dvc(copy, "repro", "--dry")
     assert re.findall(r"Running stage '(\w+)'", output) == ["figures"]
-    (project / "params.yaml").write_text(params.replace("beta: 1.0", "beta: 2.0"))
-    output = dvc(project, "repro", "--dry")
+    (copy / "params.yaml").write_text(params.replace("beta: 1.0", "beta: 2.0"))
+    output = dvc(copy, "repro", "--dry")
     assert re.findall(r"Running stage '(\w+)'", output)[0] == "train"
-    (project / "params.yaml").write_text(params)
 
 
-def test_a_bad_parameter_stops_the_pipeline_with_its_key(project: Path) -> None:
-    params = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(params.replace("epochs: 2", "epochs: abc"))
+def test_a_bad_parameter_stops_the_pipeline_with_its_key(copy: Path) -> None:
+    params = (copy / "params.yaml").read_text()
+    (copy / "params.yaml").write_text(params.replace("epochs: 2", "epochs: abc"))
     with pytest.raises(RuntimeError, match="train.epochs: 'abc' must be a valid integer") as error:
-        dvc(project, "repro")
+        dvc(copy, "repro")
     assert "Traceback" not in str(error.value)
-    (project / "params.yaml").write_text(params)
 
 
-def test_a_clone_runs_its_own_code(project: Path) -> None:
+def test_a_clone_runs_its_own_code(copy: Path) -> None:
     """DVC's temporary copies must not run the library of the checkout that is installed."""
-    path = project / "src" / "facevae" / "preparation.py"
-    code = path.read_text()
+    path = copy / "src" / "facevae" / "preparation.py"
     path.write_text("raise SystemExit('this is the code of the clone')\n")
     with pytest.raises(RuntimeError, match="this is the code of the clone"):
-        dvc(project, "repro")
-    path.write_text(code)
+        dvc(copy, "repro")
 
 
 def test_a_folder_without_images_stops_the_pipeline(tmp_path: Path) -> None:
@@ -215,19 +217,18 @@ def test_a_folder_without_images_stops_the_pipeline(tmp_path: Path) -> None:
     assert not (folder / "data" / "prepared").exists()
 
 
-def test_ci_compares_the_metrics_with_the_committed_ones(project: Path) -> None:
+def test_ci_compares_the_metrics_with_the_committed_ones(copy: Path) -> None:
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
-    subprocess.run(["git", "add", "--all", "--force", "metrics"], cwd=project, check=True)
-    subprocess.run(["git", *identity, "commit", "--quiet", "-m", "metrics"], cwd=project, check=True)
+    subprocess.run(["git", "add", "--all", "--force", "metrics"], cwd=copy, check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "-m", "metrics"], cwd=copy, check=True)
     check = [sys.executable, str(ROOT / ".ci" / "check_metrics.py")]
-    assert subprocess.run(check, cwd=project, check=False, capture_output=True).returncode == 0
-    path = project / "metrics" / "evaluate.json"
+    assert subprocess.run(check, cwd=copy, check=False, capture_output=True).returncode == 0
+    path = copy / "metrics" / "evaluate.json"
     text = path.read_text()
     changed = json.loads(text)
     changed["squared_error"] *= 1.2
     path.write_text(json.dumps(changed))
-    result = subprocess.run(check, cwd=project, check=False, capture_output=True, text=True)
-    path.write_text(text)
+    result = subprocess.run(check, cwd=copy, check=False, capture_output=True, text=True)
     assert result.returncode == 1
     assert re.search(r"\| squared_error .* \*\*off\*\* \|", result.stdout)
     assert result.stdout.count("**off**") == 1

@@ -183,7 +183,8 @@ def test_a_failing_stage_leaves_a_failed_run(prepared: PreparedSet) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
 def test_a_stopped_stage_leaves_a_killed_run(prepared: PreparedSet, number: signal.Signals, code: int) -> None:
     script = f"""
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has its children ignore it
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from conftest import small_params

@@ -23,6 +23,7 @@ CropOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed gives other samples.")]
 COLUMNS = 8
+TILE = 160  # pixels that an image should measure in a picture: few are shown at a time
 
 
 @app.command()
@@ -136,6 +137,8 @@ def _write(
 
     if path.suffix.lower() != ".png":
         raise UserError(f"--output: {path} does not end in .png, and pictures are written as PNG")
+    factor = max(1, TILE // tiles.shape[2])
+    tiles = tiles.repeat(factor, axis=2).repeat(factor, axis=3)
     try:
         save_tiles(path, tiles, row_labels=row_labels, column_labels=column_labels)
     except OSError as error:

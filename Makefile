@@ -4,10 +4,13 @@ export MLFLOW_DISABLE_TELEMETRY := true
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: repro test lint ui lock clean
+.PHONY: repro figures test lint ui lock clean
 
 repro: $(INSTALLED)
 	dvc repro
+
+figures: $(INSTALLED)
+	dvc repro --force --single-item figures
 
 test: $(INSTALLED)
 	pytest

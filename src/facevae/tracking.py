@@ -64,6 +64,7 @@ class Run:
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._client: MlflowClient | None = None
+        self._run_id = ""
         self._failed = False
         self._logged: dict[tuple[str, int], float] = {}  # metric and step to value
 
@@ -94,13 +95,14 @@ class Run:
         self._attempt(lambda: self._link_model(fingerprint))
 
     def close(self, status: str, *, duration_seconds: float) -> None:
-        """End the run with a status of MLflow's."""
+        """End the run with a status of MLflow's; there is none yet where the stage was stopped at its very start."""
 
         def end() -> None:
             self._connected.set_tag(self._run_id, f"facevae.{self._stage}.duration_seconds", f"{duration_seconds:.1f}")
             self._connected.set_terminated(self._run_id, status)
 
-        self._attempt(end)
+        if self._run_id:
+            self._attempt(end)
 
     @property
     def _connected(self) -> "MlflowClient":

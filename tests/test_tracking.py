@@ -237,3 +237,8 @@ def test_a_repeated_run_in_a_temporary_copy_finds_the_store(
     (run,) = all_runs()
     assert run.data.metrics["ssim"] == 0.5
     assert sorted(path.name for path in copy.iterdir()) == ["metrics", "plots"]
+
+
+def test_a_stage_that_is_stopped_before_its_run_is_open_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:
+    tracking.Run("train").close("KILLED", duration_seconds=0.1)
+    assert caplog.text == ""

@@ -1,5 +1,9 @@
 """What several test modules build on: a small complete set of params, small images, and the real data where it lies."""
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +102,40 @@ def disc_images(num_images: int, size: int = 8, channels: int = 3, seed: int = 0
     inside = (y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2 < radius**2
     colour = generator.integers(100, 256, (num_images, 1, 1, channels))
     return np.where(inside[..., None], colour, 0).astype(np.uint8)
+
+
+def clone(target: Path, **changes: object) -> Path:
+    """The files of this checkout that Git tracks or would track, as a repository of their own, with small params."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in listed:
+        if (ROOT / name).is_file() and not name.startswith(("metrics/", "plots/")) and name != "dvc.lock":
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    small = small_tree(data__image_size=16, figures__attributes=["Eyeglasses", "Smiling"], **changes)
+    (target / "params.yaml").write_text(yaml.safe_dump(small, sort_keys=False))
+    for command in (
+        ["git", "init", "--quiet"],
+        ["git", "add", "--all"],
+        ["git", "-c", "user.name=test", "-c", "user.email=test@example.com", "commit", "--quiet", "-m", "clone"],
+    ):
+        subprocess.run(command, cwd=target, check=True)
+    return target
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    """What DVC prints; the tests' own interpreter runs the stages."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    result = subprocess.run(
+        ["dvc", *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    output = result.stdout.decode()
+    if result.returncode:
+        raise RuntimeError(output)
+    return output
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, small_tree
+from conftest import ROOT, clone, dvc
 
 from facevae.fingerprint import PACKAGE, TRAINING, WITHOUT_EFFECT
 
@@ -102,40 +101,6 @@ def test_nothing_is_imported_that_is_not_used(module: str, forbidden: list[str])
     script = f"import sys, {module}; print([name for name in {forbidden!r} if name in sys.modules])"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
-
-
-def clone(target: Path, **changes: object) -> Path:
-    """The files of this checkout that Git tracks or would track, as a repository of their own, with small params."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    for name in listed:
-        if (ROOT / name).is_file() and not name.startswith(("metrics/", "plots/")) and name != "dvc.lock":
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
-    small = small_tree(data__image_size=16, figures__attributes=["Eyeglasses", "Smiling"], **changes)
-    (target / "params.yaml").write_text(yaml.safe_dump(small, sort_keys=False))
-    for command in (
-        ["git", "init", "--quiet"],
-        ["git", "add", "--all"],
-        ["git", "-c", "user.name=test", "-c", "user.email=test@example.com", "commit", "--quiet", "-m", "clone"],
-    ):
-        subprocess.run(command, cwd=target, check=True)
-    return target
-
-
-def dvc(folder: Path, *arguments: str) -> str:
-    """What DVC prints; the tests' own interpreter runs the stages."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-    result = subprocess.run(
-        ["dvc", *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
-    output = result.stdout.decode()
-    if result.returncode:
-        raise RuntimeError(output)
-    return output
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ def main() -> None:
     split, batch_size = params.evaluate.split, params.evaluate.batch_size
     model, header = checkpoint.load(MODEL)
     model.to(set_up_device(params.train))
-    with tracking.open_run(params, prepared, stage="evaluate") as run:
+    with tracking.open_run("evaluate"):
         evaluation = evaluate(model, prepared.images(split), header.likelihood, batch_size=batch_size, seed=params.seed)
         train_means = encode_all(model, prepared.images("train"), batch_size)
         directions = attributes.fit_directions(train_means, prepared.attributes("train"))
@@ -26,7 +26,6 @@ def main() -> None:
         write_csv(PLOTS / "attribute_auc.csv", auc)
         write_csv(PLOTS / "kl_per_dimension.csv", evaluation.kl_table())
         write_json(EVALUATE_METRICS, evaluation.metrics)
-        run.log_metrics(evaluation.metrics)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ def main() -> None:
     model.to(set_up_device(params.train))
     directions = load_directions(DIRECTIONS, fingerprint=header.fingerprint)
     history = pd.read_csv(HISTORY)
-    with tracking.open_run(params, prepared, stage="figures") as run:
-        paths = render_all(PLOTS, model, directions, prepared, history, params.figures, params.seed)
-        run.log_figures(paths)
+    with tracking.open_run("figures"):
+        render_all(PLOTS, model, directions, prepared, history, params.figures, params.seed)
 
 
 if __name__ == "__main__":

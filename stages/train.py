@@ -14,15 +14,13 @@ def main() -> None:
     params = load_params()
     prepared = PreparedSet()
     fingerprint = training_fingerprint(params, prepared.digest)
-    with tracking.open_run(params, prepared, stage="train") as run:
+    with tracking.open_run("train") as run:
         images, validation_images = prepared.images("train"), prepared.images("validation")
         result = train(images, validation_images, params.model, params.train, seed=params.seed, on_epoch=run.log_epoch)
         refuse_change(fingerprint, training_fingerprint(load_params(), PreparedSet().digest))
         checkpoint.save(MODEL, result.model, params.train.likelihood, prepared.manifest.crop, fingerprint)
         write_csv(HISTORY, result.history)
         write_json(TRAIN_METRICS, result.summary())
-        run.log_metrics(result.summary())
-        run.log_model(fingerprint)
 
 
 if __name__ == "__main__":

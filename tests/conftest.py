@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,10 @@ SMALL: dict[str, Any] = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--num-experiments", type=int, default=2, help="how many DVC experiments the tests queue")
+
+
 def small_tree(**changes: object) -> dict[str, Any]:
     """The small params as plain values; `changes` are given as section__key or key."""
     tree = yaml.safe_load(yaml.safe_dump(SMALL))
@@ -116,18 +121,21 @@ def clone(target: Path, **changes: object) -> Path:
             shutil.copy2(ROOT / name, target / name)
     small = small_tree(data__image_size=16, figures__attributes=["Eyeglasses", "Smiling"], **changes)
     (target / "params.yaml").write_text(yaml.safe_dump(small, sort_keys=False))
-    for command in (
-        ["git", "init", "--quiet"],
-        ["git", "add", "--all"],
-        ["git", "-c", "user.name=test", "-c", "user.email=test@example.com", "commit", "--quiet", "-m", "clone"],
-    ):
-        subprocess.run(command, cwd=target, check=True)
+    subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
+    for key, value in (("user.name", "test"), ("user.email", "test@example.com")):
+        subprocess.run(["git", "config", key, value], cwd=target, check=True)
+    commit_all(target, "Clone")
     return target
+
+
+def commit_all(folder: Path, message: str) -> None:
+    subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
+    subprocess.run(["git", "commit", "--quiet", "--message", message], cwd=folder, check=True)
 
 
 def dvc(folder: Path, *arguments: str) -> str:
     """What DVC prints; the tests' own interpreter runs the stages."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "PYTHON"))}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     result = subprocess.run(
         ["dvc", *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
@@ -136,6 +144,39 @@ def dvc(folder: Path, *arguments: str) -> str:
     if result.returncode:
         raise RuntimeError(output)
     return output
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone whose pipeline has been run, and whose results are committed."""
+    folder = clone(tmp_path_factory.mktemp("project"))
+    dvc(folder, "repro")
+    commit_all(folder, "Results")
+    return folder
+
+
+@pytest.fixture
+def copy(project: Path, tmp_path: Path) -> Path:
+    """A copy of that clone, for tests that change something."""
+    return shutil.copytree(project, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def experiments(project: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A clone with a new MLflow store, in which DVC's queue has run experiments named beta-1, beta-2, ..., two at a time."""
+    folder = shutil.copytree(project, tmp_path_factory.mktemp("experiments") / "clone")
+    (folder / "mlflow.db").unlink()
+    shutil.rmtree(folder / "mlartifacts")
+    number = pytestconfig.getoption("--num-experiments")
+    for i in range(1, number + 1):
+        dvc(folder, "exp", "run", "--queue", "--name", f"beta-{i}", "--set-param", f"train.beta={i}.5")
+    dvc(folder, "queue", "start", "--jobs", "2")
+    deadline = time.monotonic() + 240 * number
+    while "Running" in (status := dvc(folder, "queue", "status")) or "Queued" in status:
+        assert time.monotonic() < deadline, status
+        time.sleep(2)
+    assert status.count("Success") == number, status
+    return folder
 
 
 @pytest.fixture

@@ -35,7 +35,8 @@ def render(folder: Path, prepared: PreparedSet, params: Params) -> list[Path]:
     torch.manual_seed(0)
     model = VAE(params.model, 8, 3).eval()
     directions: Directions = {"Odd": torch.ones(params.model.latent_dim)}
-    return render_all(folder, model, directions, prepared, HISTORY, params.figures, seed=0)
+    render_all(folder, model, directions, prepared, HISTORY, params.figures, seed=0)
+    return [folder / f"{name}.png" for name in FIGURES]
 
 
 @pytest.mark.parametrize("latent_dim", [2, 5])

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facevae.errors import UserError
-from facevae.params import TrainParams, flatten, load_params, parse_params
+from facevae.params import TrainParams, load_params, parse_params
+from facevae.tracking.state import flatten
 
 COMMITTED = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
 
@@ -101,7 +102,7 @@ def test_all_bad_keys_are_told_at_once() -> None:
         assert key in str(error.value)
 
 
-@pytest.mark.parametrize("key", sorted(flatten(small_params())))
+@pytest.mark.parametrize("key", sorted(flatten(small_tree())))
 def test_every_key_is_required(key: str) -> None:
     tree = small_tree()
     section = tree
@@ -146,7 +147,7 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path, scalar: str, key: str, expected
     lines = [f"  {name}: {scalar}" if line.startswith(f"  {name}: ") else line for line in text.splitlines()]
     path = tmp_path / "params.yaml"
     path.write_text("\n".join(lines))
-    assert flatten(load_params(path))[key] == expected
+    assert flatten(load_params(path).model_dump())[key] == expected
 
 
 def test_no_is_a_string_and_not_false(tmp_path: Path) -> None:

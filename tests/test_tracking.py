@@ -1,33 +1,41 @@
-"""One run for each state, in a real SQLite store; MLflow itself is imported only by these tests."""
+"""What a stage logs while it works and at its end, in a real MLflow store."""
 
+import hashlib
+import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import psutil
 import pytest
-from conftest import disc_images, small_params
+import yaml
+from conftest import ROOT, small_tree
 from PIL import Image
 
-from facevae import tracking
 from facevae.files import write_csv, write_json
-from facevae.layout import EVALUATE_METRICS, HISTORY, TRAIN_METRICS
-from facevae.params import Params
-from facevae.preparation import prepare
-from facevae.prepared import PreparedSet
-from facevae.sources.folder import open_folder
+from facevae.layout import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
+from facevae.tracking import open_run, store
+from facevae.tracking.stage_run import StageRun
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow and what it stands on warn of each other
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # MLflow and what it stands on warn of each other
+    pytest.mark.usefixtures("pipeline"),
+]
 
 EPOCHS = [{"epoch": epoch, "train_loss": 3.0 / epoch, "validation_loss": 4.0 / epoch} for epoch in (1.0, 2.0, 3.0)]
+FIGURES = ["losses", "reconstructions", "samples", "interpolation", "arithmetic", "latent_map"]
+CONFLICT = "but for this same state of the pipeline"
 
 
 @pytest.fixture(scope="module")
@@ -36,167 +44,273 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(tmp_path_factory.mktemp("store")))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking._connect().search_experiments()
+        store.connect().search_experiments()
         return Path(os.environ["DVC_ROOT"]) / "mlflow.db"
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> PreparedSet:
-    """A small prepared set in a folder that is the working directory and has a store of its own."""
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Path:
+    """The working directory: a pipeline without code, whose data is prepared, with a store of its own."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty_store, tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
-    Path("images").mkdir()
-    for i, pixels in enumerate(disc_images(10)):
-        Image.fromarray(pixels).save(f"images/{i}.png")
-    params = small_params(data__source="folder").data
-    prepare(open_folder(Path("images"), None), params, seed=0, target=Path("prepared"))
-    return PreparedSet(Path("prepared"))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    Path("data/prepared").mkdir(parents=True)
+    Path("data/prepared/manifest.json").write_text("{}")
+    change_params()
+    return tmp_path
 
 
-def log_training(prepared: PreparedSet, params: Params, factor: float = 1.0) -> None:
-    with tracking.open_run(params, prepared, stage="train") as run:
-        for row in EPOCHS:
-            run.log_epoch({key: value if key == "epoch" else value * factor for key, value in row.items()})
-        run.log_metrics({"best_epoch": 3.0})
-        run.log_model("training fingerprint")
-    write_csv(HISTORY, pd.DataFrame(EPOCHS))
-    write_json(TRAIN_METRICS, {"best_epoch": 3.0})
+def change_params(**changes: object) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump(small_tree(**changes), sort_keys=False))
 
 
-def log_evaluation(prepared: PreparedSet, params: Params) -> None:
-    with tracking.open_run(params, prepared, stage="evaluate") as run:
-        run.log_metrics({"ssim": 0.5})
-    write_json(EVALUATE_METRICS, {"ssim": 0.5})
+def log_training(factor: float = 1.0, num_epochs: int = 3) -> None:
+    rows = [{key: value if key == "epoch" else value * factor for key, value in row.items()} for row in EPOCHS]
+    with open_run("train") as run:
+        for row in rows[:num_epochs]:
+            run.log_epoch(row)
+        write_csv(HISTORY, pd.DataFrame(rows))
+        write_json(TRAIN_METRICS, {"best_epoch": 3.0})
+        MODEL.parent.mkdir(exist_ok=True)
+        MODEL.write_bytes(b"weights")
+
+
+def log_evaluation() -> None:
+    with open_run("evaluate"):
+        write_json(EVALUATE_METRICS, {"ssim": 0.5})
+
+
+def log_figures(colour: str = "red") -> None:
+    with open_run("figures"):
+        for name in FIGURES:
+            Image.new("RGB", (4, 4), colour).save(f"plots/{name}.png")
 
 
 def all_runs() -> list["Run"]:
-    client = tracking._connect()
+    client = store.connect()
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id]))
 
 
-def history(run_id: str, key: str) -> list[tuple[int, float]]:
-    return sorted((point.step, point.value) for point in tracking._connect().get_metric_history(run_id, key))
+def points(run: "Run", key: str) -> list[tuple[int, float]]:
+    return sorted((point.step, point.value) for point in store.connect().get_metric_history(run.info.run_id, key))
 
 
-def test_all_stages_of_a_state_log_to_one_run(prepared: PreparedSet, tmp_path: Path) -> None:
-    params = small_params()
-    log_training(prepared, params)
-    log_evaluation(prepared, params)
-    with tracking.open_run(params, prepared, stage="figures") as figures:
-        Image.new("RGB", (4, 4)).save("samples.png")
-        figures.log_figures([Path("samples.png")])
+def num_points(run: "Run") -> int:
+    return sum(len(points(run, key)) for key in run.data.metrics)
+
+
+def test_all_stages_of_a_state_log_to_one_run(pipeline: Path) -> None:
+    log_training()
+    log_evaluation()
+    log_figures()
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     assert run.info.run_name.startswith("avatars-")
     assert run.data.params["train.beta"] == "1.0"
     assert run.data.params["data.crop"] == "null"
-    assert {"best_epoch": 3.0, "ssim": 0.5}.items() <= run.data.metrics.items()
-    assert history(run.info.run_id, "validation_loss") == [(1, 4.0), (2, 2.0), (3, 1.333333)]
+    assert run.data.metrics == {"train_loss": 1.0, "validation_loss": 1.333333, "best_epoch": 3.0, "ssim": 0.5}
+    assert points(run, "validation_loss") == [(1, 4.0), (2, 2.0), (3, 1.333333)]
     assert run.inputs is not None
-    assert [given.dataset.digest for given in run.inputs.dataset_inputs] == [prepared.digest[:36]]
+    (given,) = run.inputs.dataset_inputs
+    assert given.dataset.digest.endswith(".dir")
+    assert len(given.dataset.digest) == 36
+    assert run.outputs is not None
+    (output,) = run.outputs.model_outputs
+    model = store.connect().get_logged_model(output.model_id)
+    assert model.tags["dvc.path"] == "models/vae.safetensors"
+    assert model.tags["dvc.md5"] == hashlib.md5(b"weights").hexdigest()
+    assert run.info.artifact_uri.startswith((pipeline / "mlartifacts").as_uri())
+    artifacts = store.connect().list_artifacts(run.info.run_id, "figures")
+    assert {file.path for file in artifacts} == {f"figures/{name}.png" for name in FIGURES}
+
+
+def test_epochs_are_there_while_the_training_goes_on(pipeline: Path) -> None:
+    with open_run("train") as run:
+        run.log_epoch(EPOCHS[0])
+        (running,) = all_runs()
+        assert running.info.status == "RUNNING"
+        assert points(running, "train_loss") == [(1, 3.0)]
+        (pipeline / "plots").mkdir()
+        write_csv(HISTORY, pd.DataFrame(EPOCHS))
+        write_json(TRAIN_METRICS, {"best_epoch": 3.0})
+
+
+def test_the_same_state_again_adds_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        log_training()
+        log_evaluation()
+        log_figures()
+    (run,) = all_runs()
+    assert num_points(run) == 8
     assert run.outputs is not None
     assert len(run.outputs.model_outputs) == 1
-    assert run.info.artifact_uri.startswith((tmp_path / "mlartifacts").as_uri())
-    assert [file.path for file in tracking._connect().list_artifacts(run.info.run_id, "figures")] == [
-        "figures/samples.png"
-    ]
+    assert CONFLICT not in caplog.text
 
 
-def test_the_same_state_again_adds_no_point_and_no_model(prepared: PreparedSet) -> None:
-    log_training(prepared, small_params())
-    log_training(prepared, small_params())
+def test_what_does_not_reproduce_is_told_loudly(caplog: pytest.LogCaptureFixture) -> None:
+    log_training()
+    log_evaluation()
+    log_figures()
+    log_training(factor=1.1)
+    assert f"train_loss at step 1 is 3.3, {CONFLICT} 3.0 is on record" in caplog.text
+    log_training()
+    log_figures("blue")
+    assert re.search(f"losses.png is \\w+, {CONFLICT} \\w+ is on record .and 5 more", caplog.text)
     (run,) = all_runs()
-    assert len(history(run.info.run_id, "train_loss")) == 3
-    assert len(history(run.info.run_id, "best_epoch")) == 1
-    assert run.outputs is not None
-    assert len(run.outputs.model_outputs) == 1
+    assert points(run, "train_loss")[0] == (1, 3.0)
 
 
-def test_a_value_that_does_not_reproduce_is_told_loudly(
-    prepared: PreparedSet, caplog: pytest.LogCaptureFixture
-) -> None:
-    log_training(prepared, small_params())
-    assert "is on record" not in caplog.text
-    log_training(prepared, small_params(), factor=1.1)
-    assert "train_loss at step 1 is 3.3, but for this same state of the pipeline 3.0 is on record" in caplog.text
-    (run,) = all_runs()
-    assert history(run.info.run_id, "train_loss")[0] == (1, 3.0)
-
-
-def test_another_evaluation_is_another_run_with_the_same_history(prepared: PreparedSet) -> None:
-    log_training(prepared, small_params())
-    log_evaluation(prepared, small_params(evaluate__split="validation"))
-    first, second = all_runs()
-    assert history(first.info.run_id, "validation_loss") == history(second.info.run_id, "validation_loss")
-
-
-def test_other_figures_are_another_run_that_lacks_nothing(prepared: PreparedSet) -> None:
-    log_training(prepared, small_params())
-    log_evaluation(prepared, small_params())
-    with tracking.open_run(small_params(figures__num_samples=5), prepared, stage="figures"):
-        pass
+def test_another_evaluation_is_another_run_with_the_same_history() -> None:
+    log_training()
+    log_evaluation()
+    change_params(evaluate__split="validation")
+    log_evaluation()
     first, second = all_runs()
     assert first.data.metrics == second.data.metrics
-    assert history(first.info.run_id, "validation_loss") == history(second.info.run_id, "validation_loss")
+    assert points(first, "validation_loss") == points(second, "validation_loss")
     assert second.outputs is not None
     assert len(second.outputs.model_outputs) == 1
 
 
-def test_a_store_that_failed_midway_is_made_whole_by_the_next_stage(
-    prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with tracking.open_run(small_params(), prepared, stage="train") as run:
+def test_a_store_that_failed_midway_is_made_whole_by_the_next_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_run("train") as run:
         run.log_epoch(EPOCHS[0])
         monkeypatch.setattr(run, "_failed", True)
-        for row in EPOCHS[1:]:
-            run.log_epoch(row)
+        write_csv(HISTORY, pd.DataFrame(EPOCHS))
+        write_json(TRAIN_METRICS, {"best_epoch": 3.0})
     (broken,) = all_runs()
-    assert broken.info.status == "RUNNING"
-    write_csv(HISTORY, pd.DataFrame(EPOCHS))
-    write_json(TRAIN_METRICS, {"best_epoch": 3.0})
-    log_evaluation(prepared, small_params())
+    assert (broken.info.status, num_points(broken)) == ("RUNNING", 2)
+    log_evaluation()
     (whole,) = all_runs()
-    assert whole.info.status == "FINISHED"
-    assert history(whole.info.run_id, "train_loss") == [(1, 3.0), (2, 1.5), (3, 1.0)]
+    assert (whole.info.status, num_points(whole)) == ("FINISHED", 8)
 
 
-def test_a_dvc_experiment_gives_the_run_its_name(prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dvc_experiments_give_the_run_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "hoary-wolf")
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
-    log_training(prepared, small_params())
+    log_training()
+    log_evaluation()
     (run,) = all_runs()
     assert run.info.run_name == "hoary-wolf"
     assert run.data.tags["facevae.dvc_experiment"] == "hoary-wolf"
     assert run.data.tags["facevae.dvc_baseline_revision"] == "0" * 40
+    monkeypatch.setenv("DVC_EXP_NAME", "young-fox")
+    log_training()
+    (run,) = all_runs()
+    assert run.info.run_name == "young-fox"
+    assert run.data.tags["facevae.dvc_experiment"] == "hoary-wolf, young-fox"
 
 
-def test_a_failing_stage_leaves_a_failed_run(prepared: PreparedSet) -> None:
-    with pytest.raises(ValueError, match="oops"), tracking.open_run(small_params(), prepared, stage="train"):
+def test_a_training_has_system_metrics_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    for _ in range(2):
+        with open_run("train"):
+            signal.sigtimedwait([], 1.0)
+            write_csv(HISTORY, pd.DataFrame(EPOCHS))
+            write_json(TRAIN_METRICS, {"best_epoch": 3.0})
+        (run,) = all_runs()
+        steps = [step for step, _ in points(run, "system/cpu_utilization_percentage")]
+        assert steps
+        assert steps == list(range(len(steps)))
+        monkeypatch.setattr("facevae.tracking.stage_run._monitor_system", None)  # is not called for a known training
+
+
+def test_a_failing_stage_leaves_a_failed_run() -> None:
+    with pytest.raises(ValueError, match="oops"), open_run("train"):
         raise ValueError("oops")
     assert [run.info.status for run in all_runs()] == ["FAILED"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
-def test_a_stopped_stage_leaves_a_killed_run(prepared: PreparedSet, number: signal.Signals, code: int) -> None:
+def stop_training(number: int) -> int:
+    """A training in a process of its own that is stopped after its first epoch; its exit status."""
     script = f"""
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has its children ignore it
 sys.path[:0] = {sys.path!r}
-from pathlib import Path
-from conftest import small_params
-from facevae import tracking
-from facevae.prepared import PreparedSet
-with tracking.open_run(small_params(), PreparedSet(Path("prepared")), stage="train"):
-    os.kill(os.getpid(), {int(number)})
+from facevae.tracking import open_run
+with open_run("train") as run:
+    run.log_epoch({EPOCHS[0]!r})
+    os.kill(os.getpid(), {number})
 """
-    process = subprocess.run([sys.executable, "-c", script], cwd=Path.cwd(), capture_output=True, check=False)
-    assert process.returncode == code, process.stderr.decode()
-    assert [run.info.status for run in all_runs()] == ["KILLED"]
-    assert prepared.folder.is_dir()
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "left"),
+    [
+        (signal.SIGTERM, 143, "KILLED"),
+        (signal.SIGINT, -signal.SIGINT, "KILLED"),
+        (signal.SIGKILL, -signal.SIGKILL, "RUNNING"),
+    ],
+)
+def test_after_a_stop_no_run_stays_open_and_nothing_is_doubled(number: signal.Signals, code: int, left: str) -> None:
+    assert stop_training(number) == code
+    assert [run.info.status for run in all_runs()] == [left]
+    change_params(train__beta=2.0)
+    log_training()
+    assert sorted(run.info.status for run in all_runs()) == ["FINISHED", "KILLED"]
+    change_params()
+    log_training()
+    runs = all_runs()
+    assert [(run.info.status, num_points(run)) for run in runs] == [("FINISHED", 7)] * 2
+
+
+@pytest.fixture
+def other_process() -> Iterator[str]:
+    """The name of another process of this machine, which is alive."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield f"{socket.gethostname()}:{process.pid}:{psutil.Process(process.pid).create_time():.2f}"
+    process.kill()
+    process.wait()
+
+
+def test_of_two_processes_at_one_state_the_second_adds_what_the_first_left_out(
+    other_process: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = store.connect()
+    write_csv(HISTORY, pd.DataFrame(EPOCHS))
+    write_json(TRAIN_METRICS, {"best_epoch": 3.0})
+    with open_run("train") as first:
+        first.log_epoch(EPOCHS[0])
+        (other,) = [found for found in all_runs() if found.info.status == "RUNNING"]
+        client.set_tag(other.info.run_id, store.PROCESS_TAG, other_process)  # from now on it is not ours
+        with open_run("train") as second:
+            second.log_epoch(EPOCHS[0])
+            second.log_epoch(EPOCHS[1])
+        assert num_points(client.get_run(other.info.run_id)) == 2
+        assert caplog.text.count("is at work on this very state of the pipeline") == 1
+        third = StageRun("train")
+        third.open()
+        client.set_terminated(other.info.run_id, "KILLED")  # the other process gives up
+        third.close("FINISHED", duration_seconds=1.0)
+        assert num_points(client.get_run(other.info.run_id)) == 7
+
+
+def test_a_run_of_another_machine_is_left_alone() -> None:
+    with open_run("train"):
+        (run,) = all_runs()
+        store.connect().set_tag(run.info.run_id, store.PROCESS_TAG, "elsewhere:1:1.00")
+        assert store.close_dead_runs(store.connect(), [run.info.experiment_id]) == []
+    assert [run.info.status for run in all_runs()] == ["RUNNING"]
+
+
+def test_of_two_runs_that_machines_make_at_once_the_older_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = store.connect()
+    experiment_id = store.find_or_create_experiment(client, "tests")
+    create = client.create_run
+
+    def create_late(*arguments: Any, **options: Any) -> "Run":
+        create(experiment_id, tags={store.FINGERPRINT_TAG: "f"}, start_time=1)  # the other machine
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(client, "create_run", create_late)
+    run, is_new = store.find_or_create_run(client, experiment_id, "f", "name")
+    assert (run.info.start_time, is_new) == (1, False)
+    assert [found.info.run_id for found in all_runs()] == [run.info.run_id]
 
 
 def corrupt_store() -> None:
@@ -211,34 +325,41 @@ def missing_driver() -> None:
     os.environ["MLFLOW_TRACKING_URI"] = "mssql+nodriver://127.0.0.1/mlflow"
 
 
-@pytest.mark.parametrize("break_store", [corrupt_store, silent_server, missing_driver])
+def unreadable_pipeline() -> None:
+    Path("dvc.yaml").write_text("[")
+
+
+@pytest.mark.parametrize("break_store", [corrupt_store, silent_server, missing_driver, unreadable_pipeline])
 def test_a_store_that_fails_costs_one_warning_and_no_training(
-    prepared: PreparedSet,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     break_store: Callable[[], None],
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that what is set below is undone
     break_store()
-    log_training(prepared, small_params())
-    assert caplog.text.count("goes on untracked") == 1
+    log_training()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "stage train goes on untracked (`facevae sync` makes up for it)" in caplog.text
 
 
-def test_a_repeated_run_in_a_temporary_copy_finds_the_store(
-    prepared: PreparedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log_training(prepared, small_params())
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    copy = tmp_path / "copy"
-    for name in ("metrics", "plots"):
-        shutil.copytree(name, copy / name)
+def test_a_copy_of_dvc_finds_the_store(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log_training()
+    monkeypatch.setenv("DVC_ROOT", str(pipeline))
+    copy = shutil.copytree(
+        pipeline, pipeline / ".dvc/tmp/exps/copy", ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts", ".*")
+    )
     monkeypatch.chdir(copy)
-    log_evaluation(PreparedSet(tmp_path / "prepared"), small_params())
+    for uri in ("", "sqlite:///mlflow.db"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        log_evaluation()
+        log_figures()
     (run,) = all_runs()
     assert run.data.metrics["ssim"] == 0.5
-    assert sorted(path.name for path in copy.iterdir()) == ["metrics", "plots"]
+    assert not (copy / "mlflow.db").exists()
+    assert not (copy / "mlartifacts").exists()
+    assert ".dvc/tmp" not in json.dumps(run.to_dictionary())
 
 
 def test_a_stage_that_is_stopped_before_its_run_is_open_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:
-    tracking.Run("train").close("KILLED", duration_seconds=0.1)
+    StageRun("train").close("KILLED", duration_seconds=0.1)
     assert caplog.text == ""

@@ -1,4 +1,4 @@
-"""The `facevae` command: use a trained model, or look at one before it is trained."""
+"""The `facevae` command: use a trained model, look at one before it is trained, and keep MLflow in step with DVC."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,10 +111,34 @@ def edit(
     _write(output, tiles, column_labels=("original", "reconstruction", "edited"))
 
 
+@app.command()
+def sync(
+    rev: Annotated[list[str] | None, typer.Option(help="A commit to give its run as well; may be repeated.")] = None,
+) -> None:
+    """Give every DVC experiment and the work tree its MLflow run, and close the runs of dead processes."""
+    from facevae.tracking.sync import sync as sync_runs
+
+    sync_runs(_project(), rev or [], report=typer.echo)
+
+
+@app.command()
+def where(run: Annotated[str, typer.Argument(help="Name or id of a run, or the start of its fingerprint.")]) -> None:
+    """Tell which commit, data and weights an MLflow run stands for, and how to restore them."""
+    from facevae.tracking.where import where as find_state
+
+    typer.echo(find_state(_project(), run))
+
+
 def run() -> None:
     """Run the command; what is the user's to mend is told in one message."""
     with reported_errors():
         app()
+
+
+def _project() -> Path:
+    if not Path("dvc.yaml").is_file():
+        raise UserError(f"dvc.yaml is not in {Path.cwd()}: run from the root of the project")
+    return Path()
 
 
 def _read(paths: list[Path], header: "Header", crop: int | None) -> NDArray[np.uint8]:

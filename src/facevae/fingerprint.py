@@ -1,4 +1,4 @@
-"""What a result depends on, as one hash: equal fingerprints are equal results, on one machine."""
+"""What the weights depend on, as one hash: equal fingerprints are equal weights, on one machine."""
 
 import hashlib
 import json
@@ -10,7 +10,6 @@ from facevae.errors import UserError
 from facevae.params import Params
 
 PACKAGE = Path(__file__).parent
-WITHOUT_EFFECT = frozenset({"cli.py", "summary.py", "tracking.py"})  # modules that no result depends on
 TRAINING = (  # what training.py imports, and itself: the modules that the weights depend on
     "__init__.py",
     "errors.py",
@@ -29,13 +28,6 @@ def training_fingerprint(params: Params, data_digest: str) -> str:
     """Of what determines the weights: data, architecture, training, seed, code."""
     sections = {"seed": params.seed, "model": params.model.model_dump(), "train": params.train.model_dump()}
     return _digest({"data": data_digest, "code": code_digest([PACKAGE / name for name in TRAINING]), **sections})
-
-
-def pipeline_fingerprint(params: Params, data_digest: str) -> str:
-    """Of what determines every metric and figure: that of the training, and what is measured and shown."""
-    sections = {"evaluate": params.evaluate.model_dump(), "figures": params.figures.model_dump()}
-    modules = [path for path in PACKAGE.rglob("*.py") if path.name not in WITHOUT_EFFECT]
-    return _digest({"training": training_fingerprint(params, data_digest), "code": code_digest(modules), **sections})
 
 
 def code_digest(paths: Iterable[Path]) -> str:

@@ -30,8 +30,8 @@ def render_all(
     history: pd.DataFrame,
     params: FiguresParams,
     seed: int,
-) -> list[Path]:
-    """Write the figures into a folder and return their paths.
+) -> None:
+    """Write the figures into a folder, each under its name in `FIGURES`.
 
     Raises
     ------
@@ -57,7 +57,6 @@ def render_all(
     _render_interpolation(interpolation, model, images, params)
     _render_arithmetic(arithmetic, model, images, directions, params)
     _render_latent_map(latent_map, model, prepared, params)
-    return paths
 
 
 def _render_interpolation(path: Path, model: VAE, images: NDArray[np.uint8], params: FiguresParams) -> None:

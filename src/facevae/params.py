@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -150,15 +150,6 @@ def parse_params(tree: object, name: str) -> Params:
     except ValidationError as error:
         lines = [f"  {line}" for details in error.errors() for line in _explain(details)]
         raise UserError("\n".join([f"{name} has {len(lines)} invalid value(s):", *lines])) from None
-
-
-def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and plain values, e.g. {"train.beta": 1.0, ...}."""
-    flat: dict[str, Any] = {}
-    for key, value in section:
-        name = f"{prefix}{key}"
-        flat.update(flatten(value, f"{name}.") if isinstance(value, BaseModel) else {name: value})
-    return flat
 
 
 def _geometry_problems(data: DataParams, model: ModelParams) -> Iterator[str]:

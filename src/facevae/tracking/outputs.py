@@ -1,0 +1,47 @@
+"""What stages have left behind that belongs into a run: curves, metrics, figures and which model."""
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import pandas as pd
+
+from facevae.layout import HISTORY, MODEL
+from facevae.tracking.state import State
+
+Point = tuple[str, int, float]  # metric, step, value
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Points of the metrics, those of the whole run at step 0; PNG files by name; DVC's digest of the weights."""
+
+    points: list[Point]
+    figures: dict[str, bytes]
+    model_digest: str | None
+
+
+def read_outputs(state: State, stage_names: Iterable[str]) -> Outputs:
+    """The outputs of some stages, as they lie in the work tree or the commit of a state."""
+    points: list[Point] = []
+    figures: dict[str, bytes] = {}
+    model_digest = None
+    for path in (path for name in stage_names for path in state.stages[name].outputs):
+        if path == MODEL.as_posix():
+            model_digest = state.digest(path)
+        elif path == HISTORY.as_posix():
+            table = pd.read_csv(io.BytesIO(state.read(path)))
+            for row in table.to_dict("records"):
+                points.extend(epoch_points({str(key): value for key, value in row.items()}))
+        elif path.endswith(".json"):
+            points.extend((key, 0, value) for key, value in json.loads(state.read(path)).items())
+        elif path.endswith(".png"):
+            figures[PurePosixPath(path).name] = state.read(path)
+    return Outputs(points, figures, model_digest)
+
+
+def epoch_points(row: dict[str, float]) -> list[Point]:
+    """The numbers of a row of the history at the step `epoch`."""
+    return [(key, int(row["epoch"]), value) for key, value in row.items() if key != "epoch"]

@@ -1,0 +1,142 @@
+"""The run of the present state, open while a stage works."""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from facevae.errors import UserError
+from facevae.layout import PREPARED
+from facevae.tracking import store
+from facevae.tracking.files import WorkTree
+from facevae.tracking.origin import stage_tags
+from facevae.tracking.outputs import epoch_points, read_outputs
+from facevae.tracking.record import Record
+from facevae.tracking.repository import Repository
+from facevae.tracking.state import State
+
+if TYPE_CHECKING:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_run(stage: str) -> Iterator["StageRun"]:
+    """The run of this state of the pipeline, open while a stage works.
+
+    It is FINISHED when the stage ends well, and then has all that the stage has left on disk; KILLED when SIGTERM or
+    SIGINT ends it; FAILED otherwise. A store that fails costs one warning, never the stage.
+    """
+    previous = signal.signal(signal.SIGTERM, _raise_system_exit)
+    start = time.monotonic()
+    run = StageRun(stage)
+    status = "FAILED"
+    try:
+        run.open()
+        yield run
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        run.close(status, duration_seconds=time.monotonic() - start)
+        signal.signal(signal.SIGTERM, previous)
+
+
+class StageRun:
+    """What a stage may log while it works; each call does nothing once the store has failed."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._failed = False
+        self._run_id = ""
+        self._record: Record | None = None  # None: not open, or another process writes this very run
+        self._monitor: SystemMetricsMonitor | None = None
+
+    def open(self) -> None:
+        """Find or make the run of this state."""
+        self._attempt(self._open)
+
+    def log_epoch(self, row: dict[str, float]) -> None:
+        """Log a row of the history: its numbers at the step `epoch`."""
+        if self._record is not None:
+            record = self._record
+            self._attempt(lambda: record.log_points(epoch_points(row)))
+
+    def close(self, status: str, *, duration_seconds: float) -> None:
+        """End the run with a status of MLflow's; there is none yet where the stage was stopped at its very start."""
+        if self._monitor is not None:
+            self._monitor.finish()
+        if self._run_id:
+            self._attempt(lambda: self._close(status, duration_seconds))
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        """Do something with the store; the first failure is told and ends the tracking of this stage."""
+        if self._failed:
+            return
+        errors: tuple[type[Exception], ...] = (UserError, *store.store_errors())
+        try:
+            action()
+        except errors as error:
+            self._failed = True
+            message = "MLflow at %s failed, stage %s goes on untracked (`facevae sync` makes up for it): %s"
+            logger.warning(message, store.tracking_uri(), self._stage, store.reason(error))
+
+    def _open(self) -> None:
+        files = WorkTree(Path())
+        digest = None if "DVC_STAGE" in os.environ else files.digest(PREPARED.as_posix())  # DVC has just recorded it
+        state = self._state = State(files, digest)
+        with store.locked():
+            client = self._client = store.connect()
+            experiment_id = store.find_or_create_experiment(client, str(state.param("tracking.experiment")))
+            store.close_dead_runs(client, [experiment_id])
+            run, _ = store.find_or_create_run(client, experiment_id, state.fingerprint, state.default_name)
+            self._run_id = run.info.run_id
+            if store.is_running_elsewhere(run):
+                message = "%s (%s) is at work on this very state of the pipeline; what it may leave out is logged later"
+                logger.warning(message, run.info.run_name, run.data.tags[store.PROCESS_TAG])
+                return
+            client.update_run(self._run_id, status="RUNNING", name=os.environ.get("DVC_EXP_NAME"))
+            client.set_tag(self._run_id, store.PROCESS_TAG, store.process_name())
+        self._record = Record(client, run)
+        self._record.log_state(state)
+        self._record.set_tags(stage_tags(run.data.tags, Repository(Path()), self._stage))
+        if self._stage == "train" and "best_epoch" not in run.data.metrics:  # else the training is on record
+            self._monitor = _monitor_system(self._run_id)
+
+    def _close(self, status: str, duration_seconds: float) -> None:
+        with store.locked():
+            run = self._client.get_run(self._run_id)
+            if store.is_running_elsewhere(run):
+                return
+            record = Record(self._client, run)
+            if status == "FINISHED":
+                record.log_outputs(read_outputs(self._state, self._stages_up_to_date()))
+            record.set_tags({f"facevae.{self._stage}.duration_seconds": f"{duration_seconds:.1f}"})
+            record.set_status(status)
+
+    def _stages_up_to_date(self) -> list[str]:
+        """This stage and those before it; those after it where what they made holds for this state too."""
+        names = list(self._state.stages)
+        later = names[names.index(self._stage) + 1 :]
+        return [name for name in names if name not in later or not any(self._state.differences(name))]
+
+
+def _monitor_system(run_id: str) -> "SystemMetricsMonitor":
+    """MLflow's own measurements of processor, memory and GPU, every ten seconds, silent where the store fails."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True)
+    monitor.start()
+    return monitor
+
+
+def _raise_system_exit(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

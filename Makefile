@@ -4,13 +4,16 @@ export MLFLOW_DISABLE_TELEMETRY := true
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: repro figures test lint ui lock clean
+.PHONY: repro figures report test lint ui lock clean
 
 repro: $(INSTALLED)
 	dvc repro
 
 figures: $(INSTALLED)
 	dvc repro --force --single-item figures
+
+report: $(INSTALLED)
+	.venv/bin/python .ci/report.py $(if $(BASE),--base $(BASE))
 
 test: $(INSTALLED)
 	pytest

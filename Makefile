@@ -24,7 +24,7 @@ lint: $(INSTALLED)
 	mypy
 
 ui: $(INSTALLED)
-	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1 --host 127.0.0.1 --port 5000
 
 lock:
 	$(PYTHON) -m venv .venv

@@ -2,12 +2,17 @@
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -146,6 +151,49 @@ def dvc(folder: Path, *arguments: str) -> str:
     return output
 
 
+@contextmanager
+def mlflow_server(folder: Path, port: int | None = None) -> Iterator[str]:
+    """The address of an MLflow server on the store in a folder; it is killed at the end."""
+    port = port or free_port()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "PYTHON"))}
+    environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven more processes, none of them for our pages
+    options = [
+        "--backend-store-uri",
+        "sqlite:///mlflow.db",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    with tempfile.NamedTemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *options],
+            cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 180
+            while True:
+                assert process.poll() is None, Path(log.name).read_text()
+                assert time.monotonic() < deadline, Path(log.name).read_text()
+                with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    break
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone whose pipeline has been run, and whose results are committed."""
@@ -163,7 +211,7 @@ def copy(project: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def experiments(project: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    """A clone with a new MLflow store, in which DVC's queue has run experiments named beta-1, beta-2, ..., two at a time."""
+    """A clone with a new MLflow store, in which DVC's queue has run experiments beta-1, beta-2, ..., two at a time."""
     folder = shutil.copytree(project, tmp_path_factory.mktemp("experiments") / "clone")
     (folder / "mlflow.db").unlink()
     shutil.rmtree(folder / "mlartifacts")

@@ -124,8 +124,8 @@ def test_all_stages_of_a_state_log_to_one_run(pipeline: Path) -> None:
     assert model.tags["dvc.path"] == "models/vae.safetensors"
     assert model.tags["dvc.md5"] == hashlib.md5(b"weights").hexdigest()
     assert run.info.artifact_uri.startswith((pipeline / "mlartifacts").as_uri())
-    artifacts = store.connect().list_artifacts(run.info.run_id, "figures")
-    assert {file.path for file in artifacts} == {f"figures/{name}.png" for name in FIGURES}
+    artifacts = store.connect().list_artifacts(run.info.run_id)
+    assert {file.path for file in artifacts} == {f"{name}.png" for name in FIGURES}
 
 
 def test_epochs_are_there_while_the_training_goes_on(pipeline: Path) -> None:
@@ -358,6 +358,15 @@ def test_a_copy_of_dvc_finds_the_store(pipeline: Path, monkeypatch: pytest.Monke
     assert not (copy / "mlflow.db").exists()
     assert not (copy / "mlartifacts").exists()
     assert ".dvc/tmp" not in json.dumps(run.to_dictionary())
+
+
+def test_a_new_store_notes_nothing_of_a_copy_of_dvc(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(pipeline))
+    (pipeline / "mlflow.db").unlink()
+    (pipeline / "copy").mkdir()
+    monkeypatch.chdir(pipeline / "copy")
+    for experiment in store.connect().search_experiments():
+        assert "copy" not in experiment.artifact_location
 
 
 def test_a_stage_that_is_stopped_before_its_run_is_open_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:

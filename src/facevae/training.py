@@ -154,8 +154,8 @@ class _Loop:
                 row = self._row("train", totals, float(num_taken))
                 bar.set_postfix({key.removeprefix("train_"): f"{value:.1f}" for key, value in row.items()})
         return {
-            "learning_rate": self._learning_rate(self.step - 1),
             **row,
+            "learning_rate": self._learning_rate(self.step - 1),
             "largest_gradient_norm": float(largest_norm),
             "skipped_steps": float(num_skipped),
         }

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 FIGURES_TAG = "facevae.figures"  # the digest of each figure by its file name, as JSON
 MODEL_DIGEST_TAG = "dvc.md5"  # of a logged model: which weights it stands for
-FOLDER = "figures"  # among the run's artifacts
 BATCH_SIZE = 1000  # points that MLflow takes in one call
 
 logger = logging.getLogger(__name__)
@@ -122,7 +121,7 @@ class Record:
             logger.warning("run %s: %s%s", self._run.info.run_name, self.conflicts[0], more)
 
     def _log_figures(self, figures: Mapping[str, bytes]) -> None:
-        stored = {Path(file.path).name for file in self._client.list_artifacts(self.run_id, FOLDER)}
+        stored = {file.path for file in self._client.list_artifacts(self.run_id)}
         recorded = json.loads(self._run.data.tags.get(FIGURES_TAG, "{}"))
         digests = {name: hashlib.md5(content).hexdigest() for name, content in figures.items()}
         new = {name: digest for name, digest in digests.items() if name not in stored or name not in recorded}
@@ -133,7 +132,7 @@ class Record:
             with tempfile.TemporaryDirectory() as folder:
                 for name in new:
                     (Path(folder) / name).write_bytes(figures[name])
-                self._client.log_artifacts(self.run_id, folder, FOLDER)
+                self._client.log_artifacts(self.run_id, folder)  # not below a folder: MLflow compares none of those
             self._client.set_tag(self.run_id, FIGURES_TAG, json.dumps(recorded | new, sort_keys=True))
             self.changes.append(f"{len(new)} figures")
 

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +71,8 @@ class Repository:
 
     def is_cached(self, digest: str) -> bool:
         """Whether DVC's cache holds a file or folder of that digest."""
-        folder = subprocess.run(["dvc", "cache", "dir"], cwd=self.root, capture_output=True, text=True, check=True)
+        command = [sys.executable, "-m", "dvc", "cache", "dir"]
+        folder = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=True)
         return (Path(folder.stdout.strip()) / "files" / "md5" / digest[:2] / digest[2:]).exists()
 
     def _git(self, *arguments: str) -> str:

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,8 @@ def connect() -> "MlflowClient":
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # what it retries in vain is told once, by us
     mlflow.set_tracking_uri(tracking_uri())
-    return mlflow.MlflowClient()
+    with chdir(project_root()):  # a new store notes the working directory, which may be a copy that DVC deletes
+        return mlflow.MlflowClient()
 
 
 @contextmanager

@@ -1,0 +1,107 @@
+"""MLflow's own pages in a real browser: what DVC's queue has run can be found, compared and looked at there."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from conftest import mlflow_server
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = [
+    "--no-sandbox",  # root, as whom containers run, has no other way
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+TIMEOUT_MILLISECONDS = 60_000  # for each step, on a busy machine
+
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="needs a browser: neither chromium, chromium-browser nor google-chrome is installed"
+)
+
+
+@pytest.fixture(scope="module")
+def server(experiments: Path) -> Iterator[str]:
+    """The address of MLflow's pages on the store of the experiments."""
+    with mlflow_server(experiments) as address:
+        yield address
+
+
+@pytest.fixture
+def page(server: str) -> Iterator[Page]:
+    """The runs of the MLflow experiment "tests", reached from MLflow's first page."""
+    expect.set_options(timeout=TIMEOUT_MILLISECONDS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS, timeout=TIMEOUT_MILLISECONDS)
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(TIMEOUT_MILLISECONDS)
+        page.goto(server)
+        page.get_by_role("button", name="Model training").click()  # else it shows what is for language models
+        page.get_by_role("link", name="tests", exact=True).click()
+        yield page
+        browser.close()
+
+
+def recorded(folder: Path, experiment: str, path: str) -> bytes:
+    """A file as DVC keeps it for an experiment."""
+    listed = subprocess.run(
+        ["git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{experiment}"],
+        cwd=folder, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    (reference,) = listed.splitlines()
+    return subprocess.run(["git", "show", f"{reference}:{path}"], cwd=folder, capture_output=True, check=True).stdout
+
+
+def cells(page: Page, header: str) -> Locator:
+    """The cells of the row that has this header, one for each run."""
+    return (
+        page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=header, exact=True)).get_by_role("cell")
+    )
+
+
+def test_the_runs_are_listed_under_the_names_of_the_experiments(page: Page, pytestconfig: pytest.Config) -> None:
+    names = {f"beta-{i}" for i in range(1, pytestconfig.getoption("--num-experiments") + 1)}
+    links = page.get_by_role("gridcell").locator("a[href*='/runs/']")
+    expect(links).to_have_count(len(names))
+    assert set(links.all_inner_texts()) == names
+
+
+def test_two_runs_are_compared(page: Page, experiments: Path) -> None:
+    for name in ("beta-1", "beta-2"):
+        row = page.get_by_role("row").filter(has=page.get_by_role("link", name=name, exact=True))
+        row.get_by_role("checkbox", name="toggle row selection").check()
+    page.get_by_role("button", name="Compare", exact=True).click()
+
+    expect(cells(page, "train.beta")).to_have_count(2)
+    names = cells(page, "Run Name:").all_inner_texts()
+    betas = cells(page, "train.beta").all_inner_texts()
+    assert dict(zip(names, betas, strict=True)) == {"beta-1": "1.5", "beta-2": "2.5"}
+
+    expect(page.get_by_role("link", name="squared_error", exact=True)).to_be_visible()
+    metrics, values = (grid.inner_text().split() for grid in page.get_by_role("grid").all())
+    first = 2 * metrics.index("squared_error")  # a value for each of the two runs, metric by metric
+    files = [json.loads(recorded(experiments, name, "metrics/evaluate.json")) for name in names]
+    shown = [float(value) for value in values[first : first + 2]]
+    assert shown == pytest.approx([file["squared_error"] for file in files], abs=0.05)
+
+    plot = page.get_by_role("tabpanel", name="Parallel Coordinates Plot").locator("svg")
+    expect(plot.get_by_text("train.beta", exact=True)).to_be_visible()
+
+
+def test_a_figure_is_displayed(page: Page, experiments: Path) -> None:
+    page.get_by_role("link", name="beta-1", exact=True).click()
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("samples.png", exact=True).click()
+    figure = page.get_by_role("img", name="samples.png")
+    expect(figure).to_be_visible()
+    with Image.open(BytesIO(recorded(experiments, "beta-1", "plots/samples.png"))) as image:
+        expect(figure).to_have_js_property("naturalWidth", image.width)  # 0 until the browser has decoded it
+        expect(figure).to_have_js_property("naturalHeight", image.height)

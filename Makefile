@@ -4,7 +4,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: repro figures report test lint ui lock clean
+.PHONY: repro figures report sweep test lint ui lock clean
 
 repro: $(INSTALLED)
 	dvc repro
@@ -14,6 +14,12 @@ figures: $(INSTALLED)
 
 report: $(INSTALLED)
 	.venv/bin/python .ci/report.py $(if $(BASE),--base $(BASE))
+
+sweep: $(INSTALLED)
+	dvc exp run --queue --name sweep -S train.beta=0.5,1,2,4 -S model.latent_dim=16,32 \
+		-S data.num_images=2000 -S train.epochs=8 -S train.kl_warmup_epochs=2 -S train.num_threads=1
+	dvc exp run --run-all --jobs 2
+	python benchmarks/rate_distortion.py sweep- docs/rate_distortion.png
 
 test: $(INSTALLED)
 	pytest

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, small_tree
+from conftest import ROOT, free_port, mlflow_server, small_tree
 from PIL import Image
 
 from facevae.files import write_csv, write_json
@@ -340,6 +341,32 @@ def test_a_store_that_fails_costs_one_warning_and_no_training(
     log_training()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "stage train goes on untracked (`facevae sync` makes up for it)" in caplog.text
+
+
+def test_a_server_that_stops_in_the_middle_costs_one_warning_and_is_made_whole(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    with ExitStack() as running:
+        running.enter_context(mlflow_server(pipeline, port))
+        with open_run("train") as run:
+            run.log_epoch(EPOCHS[0])
+            running.close()
+            run.log_epoch(EPOCHS[1])
+            write_csv(HISTORY, pd.DataFrame(EPOCHS))
+            write_json(TRAIN_METRICS, {"best_epoch": 3.0})
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    with mlflow_server(pipeline, port):
+        (run_left,) = all_runs()
+        assert (run_left.info.status, num_points(run_left)) == ("RUNNING", 2)
+        log_evaluation()
+        log_figures()
+        (whole,) = all_runs()
+        assert (whole.info.status, num_points(whole)) == ("FINISHED", 8)
+        assert whole.info.artifact_uri.startswith("mlflow-artifacts:")
+        path = store.connect().download_artifacts(whole.info.run_id, "samples.png", str(pipeline))
+        assert Path(path).read_bytes() == Path("plots/samples.png").read_bytes()
 
 
 def test_a_copy_of_dvc_finds_the_store(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,6 +180,20 @@ def test_a_state_that_is_not_reproduced_is_left_out(clone: Path) -> None:
     assert {name[:4] for name in runs()} == {"beta"}
 
 
+def test_each_experiment_of_mlflow_has_its_own_runs(clone: Path) -> None:
+    dvc(clone, "exp", "remove", "--all-commits")
+    (clone / "mlflow.db").unlink()
+    synchronize()
+    path = clone / "params.yaml"
+    path.write_text(path.read_text().replace("experiment: tests", "experiment: others"))
+    assert "2 state(s)" in synchronize("HEAD")
+    client = store.connect()
+    for name in ("tests", "others"):
+        experiment = client.get_experiment_by_name(name)
+        assert experiment is not None
+        assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
 def test_the_run_of_a_dead_process_is_closed(clone: Path) -> None:
     script = f"""
 import os, sys

@@ -94,7 +94,7 @@ class StageRun:
         state = self._state = State(files, digest)
         with store.locked():
             client = self._client = store.connect()
-            experiment_id = store.find_or_create_experiment(client, str(state.param("tracking.experiment")))
+            experiment_id = store.find_or_create_experiment(client, state.experiment)
             store.close_dead_runs(client, [experiment_id])
             run, _ = store.find_or_create_run(client, experiment_id, state.fingerprint, state.default_name)
             self._run_id = run.info.run_id

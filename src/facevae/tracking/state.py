@@ -73,6 +73,11 @@ class State:
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
     @property
+    def experiment(self) -> str:
+        """The MLflow experiment that its run goes to."""
+        return str(self.param("tracking.experiment"))
+
+    @property
     def default_name(self) -> str:
         """What its run is called where no DVC experiment gives it a name."""
         return f"{self.param('data.source')}-{self.fingerprint[:8]}"

@@ -1,7 +1,7 @@
 """Reconcile MLflow with Git and DVC: every state that they hold has its run, whole and under its name."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,11 @@ Report = Callable[[str], None]  # takes one line
 
 
 @dataclass
-class Found:
-    """The complete states of a project by their fingerprints, what holds each, and the experiments of MLflow."""
+class Held:
+    """A complete state, and the commits that hold it, the newest last; none where the work tree alone does."""
 
-    states: dict[str, State] = field(default_factory=dict)
-    holders: dict[str, list[Commit]] = field(default_factory=dict)  # the newest last; none: the work tree alone
-    experiments: set[str] = field(default_factory=set)
+    state: State
+    commits: list[Commit]
 
 
 def sync(root: Path, revisions: Sequence[str], report: Report) -> None:
@@ -41,23 +40,27 @@ def sync(root: Path, revisions: Sequence[str], report: Report) -> None:
     """
     repository = Repository(root)
     commits = [*repository.experiments(), *map(repository.commit, revisions)]
-    found = find_states(root, [*commits, None], report)
+    held, names = find_states(root, [*commits, None], report)
     try:
         with store.locked():
-            num_changed = _reconcile(found, repository, report)
+            client = store.connect()
+        num_changed = 0
+        for line in _reconcile(client, held, names, repository):
+            report(line)
+            num_changed += 1
     except store.store_errors() as error:
         raise UserError(f"MLflow at {store.tracking_uri()} failed: {store.reason(error)}") from error
-    changed = f"{num_changed} changed" if num_changed else "nothing to do"
-    report(f"{len(found.states)} state(s), each with its run: {changed}")
+    report(f"{len(held)} state(s), each with its run: {f'{num_changed} changed' if num_changed else 'nothing to do'}")
 
 
-def find_states(root: Path, commits: Iterable[Commit | None], report: Report) -> Found:
-    """The complete states that commits hold; None stands for the work tree."""
-    found = Found()
+def find_states(root: Path, commits: Iterable[Commit | None], report: Report) -> tuple[list[Held], set[str]]:
+    """The complete states that commits hold, and MLflow's experiments of all; None stands for the work tree."""
+    held: dict[tuple[str, str], Held] = {}
+    names = set()
     for commit in commits:
         try:
             state = State(open_files(root, commit.revision if commit else None))
-            found.experiments.add(str(state.param("tracking.experiment")))
+            names.add(state.experiment)
             problems = [
                 f"{name} ({', '.join(parts)})" for name in state.stages if (parts := [*state.differences(name)])
             ]
@@ -66,33 +69,30 @@ def find_states(root: Path, commits: Iterable[Commit | None], report: Report) ->
         if problems:
             report(f"left out  {commit.label if commit else 'the work tree'}: to be reproduced: {'; '.join(problems)}")
             continue
-        found.states.setdefault(state.fingerprint, state)
-        found.holders.setdefault(state.fingerprint, []).extend([commit] if commit else [])
-    return found
+        entry = held.setdefault((state.experiment, state.fingerprint), Held(state, []))
+        entry.commits.extend([commit] if commit else [])
+    return list(held.values()), names
 
 
-def _reconcile(found: Found, repository: Repository, report: Report) -> int:
-    """Returns how many runs were made or changed."""
-    client = store.connect()
-    experiment_ids = {name: store.find_or_create_experiment(client, name) for name in found.experiments}
-    lines = [
-        f"closed    {name}: its process had died" for name in store.close_dead_runs(client, [*experiment_ids.values()])
-    ]
-    for line in lines:
-        report(line)
-    for fingerprint, state in found.states.items():
-        experiment_id = experiment_ids[str(state.param("tracking.experiment"))]
-        line = _reconcile_run(client, experiment_id, state, found.holders[fingerprint], repository)
+def _reconcile(
+    client: "MlflowClient", held: Iterable[Held], names: Iterable[str], repository: Repository
+) -> Iterator[str]:
+    """A line for each run that was made or changed, as it happens."""
+    with store.locked():
+        experiment_ids = {name: store.find_or_create_experiment(client, name) for name in names}
+        closed = store.close_dead_runs(client, list(experiment_ids.values()))
+    for name in closed:
+        yield f"closed    {name}: its process had died"
+    for entry in held:
+        with store.locked():
+            line = _reconcile_run(client, experiment_ids[entry.state.experiment], entry, repository)
         if line:
-            report(line)
-            lines.append(line)
-    return len(lines)
+            yield line
 
 
-def _reconcile_run(
-    client: "MlflowClient", experiment_id: str, state: State, commits: Sequence[Commit], repository: Repository
-) -> str:
+def _reconcile_run(client: "MlflowClient", experiment_id: str, held: Held, repository: Repository) -> str:
     """Returns what was done to the run of a state, or nothing where it was whole."""
+    state, commits = held.state, held.commits
     made_at = commits[0].milliseconds if commits else None
     run, is_new = store.find_or_create_run(client, experiment_id, state.fingerprint, state.default_name, made_at)
     if store.is_running_elsewhere(run):

@@ -63,6 +63,7 @@ def draw(table: pd.DataFrame) -> Figure:
             )
     axes.set_xlabel("rate: KL divergence (nats)")
     axes.set_ylabel("distortion: squared error of an image")
+    axes.margins(0.1)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

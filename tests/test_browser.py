@@ -92,6 +92,7 @@ def test_two_runs_are_compared(page: Page, experiments: Path) -> None:
     shown = [float(value) for value in values[first : first + 2]]
     assert shown == pytest.approx([file["squared_error"] for file in files], abs=0.05)
 
+    expect(page.get_by_text("samples.png", exact=True)).to_be_visible()  # to be shown side by side
     plot = page.get_by_role("tabpanel", name="Parallel Coordinates Plot").locator("svg")
     expect(plot.get_by_text("train.beta", exact=True)).to_be_visible()
 

@@ -14,6 +14,7 @@ import yaml
 from conftest import commit_all, dvc
 from PIL import Image
 
+from facevae import gallery
 from facevae.errors import UserError
 from facevae.tracking import store
 from facevae.tracking.sync import sync
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow and what it stands on warn of each other
 
-FIGURES = ["arithmetic", "interpolation", "latent_map", "losses", "reconstructions", "samples"]
+FIGURES = sorted(gallery.FIGURES)
 NOTHING = "nothing to do"
 
 
@@ -106,7 +107,7 @@ def test_the_queue_leaves_one_whole_run_for_each_experiment(
 
 def test_sync_finds_the_commits_of_experiments_and_then_has_nothing_to_do(clone: Path) -> None:
     before = set(runs())
-    assert "mended    beta-1: 2 tags" in synchronize()
+    assert "mended    beta-1: 4 tags" in synchronize()
     assert NOTHING in synchronize()
     found = runs()
     assert len(found) == len(before) + 1  # the work tree's own state
@@ -135,6 +136,22 @@ def test_a_renamed_experiment_renames_its_run(clone: Path) -> None:
     assert after["gamma"].info.run_id == before["beta-2"].info.run_id
     assert after["gamma"].data.tags["facevae.dvc_experiment"] == "gamma"
     assert NOTHING in synchronize()
+
+
+def test_names_from_two_clones_are_both_kept(
+    clone: Path, experiments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shutil.copytree(experiments, tmp_path / "other")
+    dvc(other, "exp", "remove", "--all-commits")
+    dvc(other, "exp", "run", "--name", "mine", "--set-param", "train.beta=1.5")
+    synchronize()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{clone}/mlflow.db")
+    monkeypatch.chdir(other)
+    assert "mended    mine: name, which was beta-1" in synchronize()
+    for folder in (clone, other):
+        monkeypatch.chdir(folder)
+        assert NOTHING in synchronize()
+    assert runs()["mine"].data.tags["facevae.dvc_experiment"] == "beta-1, mine"
 
 
 def test_a_lost_database_is_made_again(clone: Path) -> None:
@@ -168,7 +185,8 @@ def test_commits_get_their_run_when_asked_for(clone: Path) -> None:
     assert "1 state(s)" in synchronize()
     assert "3 state(s)" not in synchronize("HEAD", "HEAD~1")
     assert len(runs()) == 2
-    with pytest.raises(UserError, match="--rev: 'nonsense' is no commit of this repository"):
+    assert "2 state(s)" in synchronize("HEAD~1..HEAD", "HEAD~1")
+    with pytest.raises(UserError, match="'nonsense' is no commit of this repository"):
         synchronize("nonsense")
 
 
@@ -203,8 +221,10 @@ with open_run("train") as run:
     os.kill(os.getpid(), {int(signal.SIGKILL)})
 """
     path = clone / "params.yaml"
-    path.write_text(path.read_text().replace("beta: 1.0", "beta: 7.0"))
+    content = path.read_text().replace("beta: 1.0", "beta: 7.0")
+    path.write_text(content.replace("experiment: tests", "experiment: others"))
     subprocess.run([sys.executable, "-c", script], check=False)
+    subprocess.run(["git", "checkout", "--quiet", "params.yaml"], check=True)
     assert "RUNNING" in {run.info.status for run in runs().values()}
     assert "closed    avatars-" in synchronize()
     assert {run.info.status for run in runs().values()} == {"FINISHED", "KILLED"}
@@ -243,9 +263,127 @@ def test_where_tells_how_to_restore_the_weights(clone: Path, holder: str) -> Non
     assert runs()[name].info.run_id in text
 
 
+def locked_outputs(folder: Path) -> list[dict[str, str]]:
+    stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    return [out for stage in stages.values() for out in stage["outs"]]
+
+
+def test_a_run_gets_the_commit_that_holds_its_results(clone: Path) -> None:
+    """A stage knows only the commit that was checked out, which has other results or none."""
+    dvc(clone, "exp", "remove", "--all-commits")
+    (clone / "mlflow.db").unlink()
+    path = clone / "params.yaml"
+    path.write_text(path.read_text().replace("num_samples: 6", "num_samples: 5"))
+    subprocess.run(["git", "commit", "--quiet", "--message", "Only the params", "--all"], check=True)
+    dvc(clone, "repro")
+    ((name, run),) = runs().items()
+    assert (run.data.tags["mlflow.source.git.commit"], run.data.tags["facevae.git_dirty"]) == (revision(), "false")
+    commit_all(clone, "The results")
+    for _ in range(2):
+        synchronize("HEAD")
+        assert runs()[name].data.tags["mlflow.source.git.commit"] == revision()
+    assert revision() in where(Path(), name)
+
+
+def revision(name: str = "HEAD") -> str:
+    return subprocess.check_output(["git", "rev-parse", name], text=True).strip()
+
+
+def test_of_two_experiments_of_one_name_each_is_restored_by_its_own_run(clone: Path) -> None:
+    dvc(clone, "exp", "run", "--name", "twin", "--set-param", "figures.num_samples=3")
+    first = subprocess.check_output(["git", "for-each-ref", "--format=%(objectname)", "refs/exps/*/*/twin"], text=True)
+    subprocess.run(["git", "stash", "--quiet"], check=True)
+    subprocess.run(["git", "commit", "--quiet", "--allow-empty", "--message", "Another baseline"], check=True)
+    dvc(clone, "exp", "run", "--name", "twin", "--set-param", "figures.num_samples=4")
+    subprocess.run(["git", "stash", "--quiet"], check=True)
+    client = store.connect()
+    twins = [run for run in store.find_runs(client) if run.info.run_name == "twin"]
+    with pytest.raises(UserError, match="twin: 2 runs are meant by it"):
+        where(Path(), "twin")
+    (three,) = [run for run in twins if run.data.params["figures.num_samples"] == "3"]
+    assert f"dvc exp apply {first.strip()}" in where(Path(), three.info.run_id)
+
+
+def test_a_name_may_have_a_quote_and_an_older_name_is_known(clone: Path) -> None:
+    dvc(clone, "exp", "run", "--name", "it's", "--set-param", "train.beta=1.5")
+    synchronize()
+    assert where(Path(), "it's") == where(Path(), "beta-1")
+    for nobody in ("", "%", "_", "no'body"):
+        with pytest.raises(UserError, match="has no such run"):
+            where(Path(), nobody)
+
+
+def test_a_commit_that_is_no_pipeline_of_ours_is_passed_over(clone: Path) -> None:
+    subprocess.run(["git", "switch", "--quiet", "--create", "broken"], check=True)
+    for content in ("stages:\n  a: 3\n", "stages:\n", "a: [1]\n", "stages: [1]\n"):
+        (clone / "dvc.yaml").write_text(content)
+        subprocess.run(["git", "commit", "--quiet", "--all", "--message", content], check=True)
+    subprocess.run(["git", "switch", "--quiet", "-"], check=True)
+    output = synchronize("broken~4..broken")
+    assert output.count("left out") >= 3
+    assert "beta-1" in where(Path(), "beta-1")
+
+
+def test_stages_of_ones_own_do_no_harm(clone: Path) -> None:
+    path = clone / "dvc.yaml"
+    own = "  mine:\n    cmd: [echo 1, echo 2]\n  many:\n    foreach: [1, 2]\n    do:\n      cmd: echo ${item}\n"
+    path.write_text(path.read_text().replace("stages:\n", f"stages:\n{own}"))
+    assert "untracked" not in dvc(clone, "repro", "--force", "--single-item", "figures")
+    dvc(clone, "repro")
+    assert "left out" not in synchronize()
+
+
+def test_params_without_an_experiment_are_left_out(clone: Path) -> None:
+    path = clone / "params.yaml"
+    path.write_text(path.read_text().replace("  experiment: tests\n", "  experiments: tests\n"))
+    assert "left out  the work tree: to be reproduced: params.yaml has no text at tracking.experiment" in synchronize()
+
+
+def test_a_stage_that_is_run_alone_on_older_results_logs_none(clone: Path) -> None:
+    path = clone / "params.yaml"
+    path.write_text(path.read_text().replace("beta: 1.0", "beta: 7.0"))
+    before = set(runs())
+    assert "no results of stage figures are logged" in dvc(clone, "repro", "--force", "--single-item", "figures")
+    (new,) = set(runs()) - before
+    assert not [key for key in runs()[new].data.metrics if not key.startswith("system/")]
+
+
+def test_a_deleted_experiment_of_mlflow_is_told_with_its_remedy(clone: Path) -> None:
+    client = store.connect()
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(UserError, match="'tests' was deleted.*mlflow experiments restore --experiment-id"):
+        synchronize()
+    assert "was deleted" in dvc(clone, "repro", "--force", "--single-item", "figures")
+
+
+def test_a_model_that_was_made_but_not_linked_is_not_made_again(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("the connection is lost")
+
+    (clone / "mlflow.db").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_outputs", fail)
+        with pytest.raises(UserError, match="failed: the connection is lost"):
+            synchronize()
+    synchronize()
+    client = store.connect()
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    models = client.search_logged_models([experiment.experiment_id])
+    assert len(models) == len({model.source_run_id for model in models}) == len(runs())
+
+
 def test_where_says_what_the_cache_lacks(clone: Path) -> None:
-    shutil.rmtree(clone / ".dvc" / "cache" / "files")
-    assert "dvc pull    # the cache here lacks data or weights" in where(Path(), "beta-1")
+    digests = {out["path"]: out["md5"] for out in locked_outputs(clone)}
+    digest = digests["models/directions.safetensors"]
+    (clone / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]).unlink()
+    synchronize()
+    (name,) = [name for name in runs() if name.startswith("avatars")]
+    assert "dvc pull    # brings what" in where(Path(), name)
 
 
 def test_where_finds_a_run_by_its_id_and_by_its_fingerprint(clone: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,8 +18,10 @@ import psutil
 import pytest
 import yaml
 from conftest import ROOT, free_port, mlflow_server, small_tree
+from filelock import FileLock
 from PIL import Image
 
+from facevae import gallery
 from facevae.files import write_csv, write_json
 from facevae.layout import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
 from facevae.tracking import open_run, store
@@ -35,7 +36,8 @@ pytestmark = [
 ]
 
 EPOCHS = [{"epoch": epoch, "train_loss": 3.0 / epoch, "validation_loss": 4.0 / epoch} for epoch in (1.0, 2.0, 3.0)]
-FIGURES = ["losses", "reconstructions", "samples", "interpolation", "arithmetic", "latent_map"]
+FIGURES = list(gallery.FIGURES)
+HELD: list[FileLock] = []
 CONFLICT = "but for this same state of the pipeline"
 
 
@@ -260,11 +262,21 @@ def test_after_a_stop_no_run_stays_open_and_nothing_is_doubled(number: signal.Si
     assert [(run.info.status, num_points(run)) for run in runs] == [("FINISHED", 7)] * 2
 
 
+def test_points_of_a_training_that_was_cut_short_are_not_mixed_with_another_s(caplog: pytest.LogCaptureFixture) -> None:
+    (EPOCHS[0], first) = ({**EPOCHS[0], "train_loss": 999.0}, EPOCHS[0])
+    stop_training(signal.SIGINT)
+    EPOCHS[0] = first
+    log_training()
+    (whole,) = all_runs()
+    assert points(whole, "train_loss")[0] == (1, 3.0)
+    assert CONFLICT not in caplog.text
+
+
 @pytest.fixture
 def other_process() -> Iterator[str]:
     """The name of another process of this machine, which is alive."""
     process = subprocess.Popen(["sleep", "60"])
-    yield f"{socket.gethostname()}:{process.pid}:{psutil.Process(process.pid).create_time():.2f}"
+    yield f"{store._machine()}:{process.pid}:{psutil.Process(process.pid).create_time():.2f}"
     process.kill()
     process.wait()
 
@@ -295,7 +307,7 @@ def test_a_run_of_another_machine_is_left_alone() -> None:
     with open_run("train"):
         (run,) = all_runs()
         store.connect().set_tag(run.info.run_id, store.PROCESS_TAG, "elsewhere:1:1.00")
-        assert store.close_dead_runs(store.connect(), [run.info.experiment_id]) == []
+        assert store.close_dead_runs(store.connect()) == []
     assert [run.info.status for run in all_runs()] == ["RUNNING"]
 
 
@@ -314,6 +326,26 @@ def test_of_two_runs_that_machines_make_at_once_the_older_stays(monkeypatch: pyt
     assert [found.info.run_id for found in all_runs()] == [run.info.run_id]
 
 
+def test_a_run_that_a_slow_server_made_twice_is_left_once() -> None:
+    client = store.connect()
+    experiment_id = store.find_or_create_experiment(client, "tests")
+    runs = [client.create_run(experiment_id, tags={store.FINGERPRINT_TAG: "f"}, start_time=9) for _ in range(3)]
+    oldest = min(run.info.run_id for run in runs)
+    for _ in range(2):
+        run, is_new = store.find_or_create_run(client, experiment_id, "f", "name")
+        assert (run.info.run_id, is_new) == (oldest, False)
+        assert [found.info.run_id for found in all_runs()] == [oldest]
+
+
+def test_an_experiment_that_another_machine_has_just_made_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = store.connect()
+    expected = store.find_or_create_experiment(client, "tests")
+    find = client.get_experiment_by_name
+    answers = iter([None])
+    monkeypatch.setattr(client, "get_experiment_by_name", lambda name: next(answers, find(name)))
+    assert store.find_or_create_experiment(client, "tests") == expected
+
+
 def corrupt_store() -> None:
     Path("mlflow.db").write_bytes(b"this is no database" * 100)
 
@@ -330,15 +362,51 @@ def unreadable_pipeline() -> None:
     Path("dvc.yaml").write_text("[")
 
 
-@pytest.mark.parametrize("break_store", [corrupt_store, silent_server, missing_driver, unreadable_pipeline])
+def folder_for_database() -> None:
+    Path("mlflow.db").unlink()
+    Path("mlflow.db").mkdir()
+
+
+def secret_server() -> None:
+    os.environ["MLFLOW_TRACKING_URI"] = "http://user:secret@127.0.0.1:9"
+
+
+def invalid_address() -> None:
+    os.environ["MLFLOW_TRACKING_URI"] = "http://[bad"
+
+
+def held_lock() -> None:
+    Path(".facevae").mkdir(exist_ok=True)
+    lock = FileLock(".facevae/mlflow.lock")
+    lock.acquire()
+    HELD.append(lock)
+
+
+@pytest.mark.parametrize(
+    "break_store",
+    [
+        corrupt_store,
+        silent_server,
+        missing_driver,
+        unreadable_pipeline,
+        folder_for_database,
+        secret_server,
+        invalid_address,
+        held_lock,
+    ],
+)
 def test_a_store_that_fails_costs_one_warning_and_no_training(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     break_store: Callable[[], None],
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that what is set below is undone
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.1)
     break_store()
     log_training()
+    for lock in HELD:
+        lock.release()
+    assert "secret" not in caplog.text
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "stage train goes on untracked (`facevae sync` makes up for it)" in caplog.text
 

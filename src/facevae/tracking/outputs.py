@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 import pandas as pd
 
 from facevae.layout import HISTORY, MODEL
-from facevae.tracking.state import State
+from facevae.tracking.state import State, flatten
 
 Point = tuple[str, int, float]  # metric, step, value
 
@@ -36,7 +36,7 @@ def read_outputs(state: State, stage_names: Iterable[str]) -> Outputs:
             for row in table.to_dict("records"):
                 points.extend(epoch_points({str(key): value for key, value in row.items()}))
         elif path.endswith(".json"):
-            points.extend((key, 0, value) for key, value in json.loads(state.read(path)).items())
+            points.extend((key, 0, value) for key, value in flatten(json.loads(state.read(path))).items())
         elif path.endswith(".png"):
             figures[PurePosixPath(path).name] = state.read(path)
     return Outputs(points, figures, model_digest)

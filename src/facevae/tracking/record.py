@@ -37,14 +37,13 @@ class Record:
     ----------
     changes
         What was added or set.
-    conflicts
-        What the run has otherwise than it was to be added.
     """
 
     def __init__(self, client: "MlflowClient", run: "Run", milliseconds: int | None = None) -> None:
         self.run_id: str = run.info.run_id
+        self.name: str = run.info.run_name
         self.changes: list[str] = []
-        self.conflicts: list[str] = []
+        self._conflicts: list[str] = []
         self._client = client
         self._run = run
         self._milliseconds = milliseconds
@@ -56,9 +55,10 @@ class Record:
 
     def set_name(self, name: str) -> None:
         """Call the run by another name."""
-        if self._run.info.run_name != name:
+        if self.name != name:
             self._client.update_run(self.run_id, name=name)
-            self.changes.append(f"name, which was {self._run.info.run_name}")
+            self.changes.append(f"name, which was {self.name}")
+            self.name = name
 
     def set_status(self, status: str, end_milliseconds: int | None = None) -> None:
         """Set one of MLflow's statuses."""
@@ -115,10 +115,10 @@ class Record:
             self._log_figures(outputs.figures)
         if outputs.model_digest is not None:
             self._link_model(outputs.model_digest)
-        if self.conflicts:
-            number = len(self.conflicts) - 1
+        if self._conflicts:
+            number = len(self._conflicts) - 1
             more = f" (and {number} more value(s) differ)" if number else ""
-            logger.warning("run %s: %s%s", self._run.info.run_name, self.conflicts[0], more)
+            logger.warning("run %s: %s%s", self.name, self._conflicts[0], more)
 
     def _log_figures(self, figures: Mapping[str, bytes]) -> None:
         stored = {file.path for file in self._client.list_artifacts(self.run_id)}
@@ -147,10 +147,12 @@ class Record:
             if recorded != digest:
                 self._report_conflict(MODEL.as_posix(), digest, recorded)
             return
-        model = mlflow.create_external_model(
+        experiment_id = self._run.info.experiment_id
+        made = self._client.search_logged_models([experiment_id], f"source_run_id = '{self.run_id}'")
+        model = next(iter(made), None) or mlflow.create_external_model(
             name=MODEL.stem,
             source_run_id=self.run_id,
-            experiment_id=self._run.info.experiment_id,
+            experiment_id=experiment_id,
             model_type="VAE",
             tags={"dvc.path": MODEL.as_posix(), MODEL_DIGEST_TAG: digest},
         )
@@ -158,4 +160,4 @@ class Record:
         self.changes.append("model")
 
     def _report_conflict(self, name: str, value: object, recorded: object) -> None:
-        self.conflicts.append(f"{name} is {value}, but for this same state of the pipeline {recorded} is on record")
+        self._conflicts.append(f"{name} is {value}, but for this same state of the pipeline {recorded} is on record")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from facevae.errors import UserError
 
-INPUTS = ("src", "stages", "params.yaml", "dvc.yaml")  # a change in these makes the work tree differ from its commit
+INPUTS = ("src", "stages", "params.yaml", "dvc.yaml", "*.dvc")  # what determines a state
+RESULTS = ("dvc.lock", "metrics", "plots")
 EXPERIMENT_REF = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")
 
 
@@ -50,35 +51,48 @@ class Repository:
                 found.append(Commit(revision, int(seconds) * 1000, match[3], match[1] + match[2]))
         return sorted(found, key=lambda commit: (commit.milliseconds, commit.experiment))
 
-    def commit(self, revision: str) -> Commit:
-        """A commit by any name that Git knows.
+    def named(self, revision: str) -> list[Commit]:
+        """The commit of any name that Git knows, or those of a range such as main~3..main.
 
         Raises
         ------
         UserError
             There is no such commit.
         """
-        shown = self._git("show", "--no-patch", "--format=%H %ct", f"{revision}^{{commit}}", "--")
-        if not shown:
-            raise UserError(f"--rev: {revision!r} is no commit of this repository: see `git log --all`")
-        full, seconds = shown.split()
-        return Commit(full, int(seconds) * 1000)
+        commits = self._log("--no-walk=unsorted", revision)
+        if not commits:
+            raise UserError(f"{revision!r} is no commit of this repository: see `git log --all`")
+        return commits
 
     def commits(self) -> list[Commit]:
-        """All commits of branches and tags that changed what dvc.lock records, the newest first."""
-        listed = self._git("log", "--branches", "--tags", "--remotes", "--format=%H %ct", "HEAD", "--", "dvc.lock")
+        """All commits of branches and tags that changed something of a state, the newest first."""
+        return self._log("--full-history", "--branches", "--tags", "--remotes", "HEAD", paths=(*INPUTS, *RESULTS))
+
+    def cache(self) -> Path:
+        """Where DVC's cache holds files and folders, by the first two and the other digits of their digests."""
+        command = [sys.executable, "-m", "dvc", "cache", "dir"]
+        folder = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False).stdout.strip()
+        return Path(folder or ".dvc/cache") / "files" / "md5"
+
+    def _log(self, *arguments: str, paths: tuple[str, ...] = ()) -> list[Commit]:
+        listed = self._git("log", "--format=%H %ct", *arguments, "--", *paths)
         return [Commit(revision, int(seconds) * 1000) for revision, seconds in map(str.split, listed.splitlines())]
 
-    def is_cached(self, digest: str) -> bool:
-        """Whether DVC's cache holds a file or folder of that digest."""
-        command = [sys.executable, "-m", "dvc", "cache", "dir"]
-        folder = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=True)
-        return (Path(folder.stdout.strip()) / "files" / "md5" / digest[:2] / digest[2:]).exists()
-
     def _git(self, *arguments: str) -> str:
-        """What git prints, or nothing where there is no git, no repository or no such thing."""
+        """What git prints, or nothing where there is no git, no repository or no such revision.
+
+        Raises
+        ------
+        UserError
+            Git refuses to work, as it does in a repository of another user.
+        """
         command = ["git", *arguments]
         try:
-            return subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
+            result = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False)
+        except OSError:
             return ""
+        if result.returncode and not re.search("not a git repository|bad revision|ambiguous argument", result.stderr):
+            reason = result.stderr.strip().partition("\n")[0]
+            if reason:
+                raise UserError(f"git {arguments[0]} failed: {reason}")
+        return "" if result.returncode else result.stdout.strip()

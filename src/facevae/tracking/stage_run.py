@@ -21,6 +21,8 @@ from facevae.tracking.repository import Repository
 from facevae.tracking.state import State
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 logger = logging.getLogger(__name__)
@@ -67,65 +69,79 @@ class StageRun:
         """Log a row of the history: its numbers at the step `epoch`."""
         if self._record is not None:
             record = self._record
-            self._attempt(lambda: record.log_points(epoch_points(row)))
+            self._attempt(lambda _: record.log_points(epoch_points(row)))
 
     def close(self, status: str, *, duration_seconds: float) -> None:
         """End the run with a status of MLflow's; there is none yet where the stage was stopped at its very start."""
         if self._monitor is not None:
             self._monitor.finish()
         if self._run_id:
-            self._attempt(lambda: self._close(status, duration_seconds))
+            self._attempt(lambda client: self._close(client, status, duration_seconds))
 
-    def _attempt(self, action: Callable[[], object]) -> None:
+    def _attempt(self, action: Callable[["MlflowClient"], object]) -> None:
         """Do something with the store; the first failure is told and ends the tracking of this stage."""
         if self._failed:
             return
-        errors: tuple[type[Exception], ...] = (UserError, *store.store_errors())
         try:
-            action()
-        except errors as error:
+            with store.session() as client:
+                action(client)
+        except UserError as error:
             self._failed = True
-            message = "MLflow at %s failed, stage %s goes on untracked (`facevae sync` makes up for it): %s"
-            logger.warning(message, store.tracking_uri(), self._stage, store.reason(error))
+            message = "stage %s goes on untracked (`facevae sync` makes up for it): %s"
+            logger.warning(message, self._stage, error)
 
-    def _open(self) -> None:
+    def _open(self, client: "MlflowClient") -> None:
         files = WorkTree(Path())
         digest = None if "DVC_STAGE" in os.environ else files.digest(PREPARED.as_posix())  # DVC has just recorded it
         state = self._state = State(files, digest)
-        with store.locked():
-            client = self._client = store.connect()
-            experiment_id = store.find_or_create_experiment(client, state.experiment)
-            store.close_dead_runs(client, [experiment_id])
+        experiment_id = store.find_or_create_experiment(client, state.experiment)
+        store.close_dead_runs(client)
+        run, _ = store.find_or_create_run(client, experiment_id, state.fingerprint, state.default_name)
+        self._run_id = run.info.run_id
+        if store.is_running_elsewhere(run):
+            message = "%s (%s) is at work on this very state of the pipeline; what it may leave out is logged later"
+            logger.warning(message, run.info.run_name, run.data.tags[store.PROCESS_TAG])
+            return
+        if self._stage == "train" and run.data.metrics and not _has_training(run):
+            client.delete_run(self._run_id)  # cut short: its points need not be those of this training
             run, _ = store.find_or_create_run(client, experiment_id, state.fingerprint, state.default_name)
             self._run_id = run.info.run_id
-            if store.is_running_elsewhere(run):
-                message = "%s (%s) is at work on this very state of the pipeline; what it may leave out is logged later"
-                logger.warning(message, run.info.run_name, run.data.tags[store.PROCESS_TAG])
-                return
-            client.update_run(self._run_id, status="RUNNING", name=os.environ.get("DVC_EXP_NAME"))
-            client.set_tag(self._run_id, store.PROCESS_TAG, store.process_name())
+        client.update_run(self._run_id, status="RUNNING", name=os.environ.get("DVC_EXP_NAME"))
+        client.set_tag(self._run_id, store.PROCESS_TAG, store.process_name())
         self._record = Record(client, run)
         self._record.log_state(state)
         self._record.set_tags(stage_tags(run.data.tags, Repository(Path()), self._stage))
-        if self._stage == "train" and "best_epoch" not in run.data.metrics:  # else the training is on record
+        if self._stage == "train" and not _has_training(run):
             self._monitor = _monitor_system(self._run_id)
 
-    def _close(self, status: str, duration_seconds: float) -> None:
-        with store.locked():
-            run = self._client.get_run(self._run_id)
-            if store.is_running_elsewhere(run):
-                return
-            record = Record(self._client, run)
-            if status == "FINISHED":
-                record.log_outputs(read_outputs(self._state, self._stages_up_to_date()))
-            record.set_tags({f"facevae.{self._stage}.duration_seconds": f"{duration_seconds:.1f}"})
-            record.set_status(status)
+    def _close(self, client: "MlflowClient", status: str, duration_seconds: float) -> None:
+        run = client.get_run(self._run_id)
+        if store.is_running_elsewhere(run):
+            return
+        record = Record(client, run)
+        if status == "FINISHED":
+            record.log_outputs(read_outputs(self._state, self._stages_up_to_date()))
+        record.set_tags({f"facevae.{self._stage}.duration_seconds": f"{duration_seconds:.1f}"})
+        record.set_status(status)
 
     def _stages_up_to_date(self) -> list[str]:
-        """This stage and those before it; those after it where what they made holds for this state too."""
+        """This stage and those before it; those after it where what they made holds for this state too.
+
+        None where DVC was told to run this stage on what an earlier one had made of another state.
+        """
         names = list(self._state.stages)
-        later = names[names.index(self._stage) + 1 :]
-        return [name for name in names if name not in later or not any(self._state.differences(name))]
+        position = names.index(self._stage)
+        up_to_date = {name for name in names if not any(self._state.differences(name))}
+        if "DVC_STAGE" in os.environ and (stale := set(names[:position]) - up_to_date):
+            message = "no results of stage %s are logged, since %s has to be run before it: `dvc repro`"
+            logger.warning(message, self._stage, ", ".join(sorted(stale)))
+            return []
+        return [name for name in names if name in (*names[: position + 1], *up_to_date)]
+
+
+def _has_training(run: "Run") -> bool:
+    """Whether a whole training is on record."""
+    return "best_epoch" in run.data.metrics
 
 
 def _monitor_system(run_id: str) -> "SystemMetricsMonitor":

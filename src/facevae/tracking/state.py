@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -23,11 +23,28 @@ MISSING = object()
 class Stage:
     """An entry of dvc.yaml: paths, and keys of the params."""
 
-    command: str
+    command: str | list[str]
     params: tuple[str, ...]
     dependencies: tuple[str, ...]
     outputs: tuple[str, ...]
     cached: tuple[str, ...]  # the outputs that DVC holds; Git has the others
+
+
+@dataclass(frozen=True)
+class _LockedStage:
+    """An entry of dvc.lock: what a stage was run with, and the digests of what it read and wrote."""
+
+    command: object
+    params: Mapping[str, Any]
+    dependencies: Mapping[str, str | None]
+    outputs: Mapping[str, str | None]
+
+    @classmethod
+    def parse(cls, entry: Mapping[str, Any]) -> Self:
+        """Read it from plain values."""
+        digests = {kind: {item["path"]: item.get("md5") for item in entry.get(kind) or []} for kind in ("deps", "outs")}
+        params = (entry.get("params") or {}).get(PARAMS.as_posix()) or {}
+        return cls(entry["cmd"], params, digests["deps"], digests["outs"])
 
 
 class State:
@@ -49,9 +66,16 @@ class State:
     def __init__(self, files: Files, data_digest: str | None = None) -> None:
         self.files = files
         self.params = _read_yaml(files, PARAMS.as_posix())
-        entries = _read_yaml(files, "dvc.yaml")["stages"]
-        self.stages = {name: _parse_stage(entry, self.params) for name, entry in entries.items()}
-        self._lock = _read_yaml(files, "dvc.lock").get("stages", {}) if files.read("dvc.lock") else {}
+        entries = _read_yaml(files, "dvc.yaml").get("stages") or {}
+        lock = _read_yaml(files, "dvc.lock").get("stages") or {} if files.read("dvc.lock") else {}
+        try:
+            own = {name: entry for name, entry in entries.items() if "cmd" in entry}  # foreach and matrix have none
+            self.stages = {name: _parse_stage(entry, self.params) for name, entry in own.items()}
+            self._lock = {name: _LockedStage.parse(entry) for name, entry in lock.items()}
+        except (TypeError, AttributeError, KeyError) as error:
+            raise UserError(f"dvc.yaml or dvc.lock is not as DVC writes it: {error!r}") from error
+        if SOURCE_STAGE not in self.stages:
+            raise UserError(f"dvc.yaml has no stage {SOURCE_STAGE}")
         digest = data_digest or self.recorded_digest(PREPARED.as_posix())
         if digest is None:
             raise UserError(f"dvc.lock has no digest of {PREPARED}: run `dvc repro`")
@@ -75,7 +99,10 @@ class State:
     @property
     def experiment(self) -> str:
         """The MLflow experiment that its run goes to."""
-        return str(self.param("tracking.experiment"))
+        experiment = self.param("tracking.experiment")
+        if not isinstance(experiment, str):
+            raise UserError(f"{PARAMS} has no text at tracking.experiment")
+        return experiment
 
     @property
     def default_name(self) -> str:
@@ -93,11 +120,7 @@ class State:
 
     def recorded_digest(self, output: str) -> str | None:
         """What dvc.lock has as the digest of an output of any stage."""
-        for entry in self._lock.values():
-            for item in entry.get("outs", []):
-                if item["path"] == output:
-                    return str(item["md5"])
-        return None
+        return next((entry.outputs[output] for entry in self._lock.values() if output in entry.outputs), None)
 
     def read(self, path: str) -> bytes:
         """The content of a file.
@@ -126,20 +149,17 @@ class State:
         if entry is None:
             yield "never run"
             return
-        if entry["cmd"] != stage.command:
+        if entry.command != stage.command:
             yield "its command"
-        recorded_params = entry.get("params", {}).get(PARAMS.as_posix(), {})
         for key in stage.params:
-            if _normalized(recorded_params.get(key, MISSING)) != _normalized(self.param(key)):
+            if _normalized(entry.params.get(key, MISSING)) != _normalized(self.param(key)):
                 yield key
-        dependencies = {item["path"]: item.get("md5") for item in entry.get("deps", [])}
         raw_images = self.param("data.root")  # of which Git may know nothing
         for path in stage.dependencies:
-            if path != raw_images and dependencies.get(path) != self.digest(path):
+            if path != raw_images and entry.dependencies.get(path) != self.digest(path):
                 yield path
-        outputs = {item["path"]: item.get("md5") for item in entry.get("outs", [])}
         for path in stage.outputs:
-            if path not in outputs or outputs[path] != self.digest(path):
+            if path not in entry.outputs or entry.outputs[path] != self.digest(path):
                 yield path
 
     @cached_property
@@ -176,12 +196,13 @@ def _parse_stage(entry: Mapping[str, Any], params: Mapping[str, Any]) -> Stage:
         return re.sub(r"\$\{([\w.]+)\}", lambda match: str(flat.get(match[1])), text)
 
     def options(kind: str) -> dict[str, dict[str, Any]]:
-        items = (item if isinstance(item, dict) else {item: {}} for item in entry.get(kind, []))
-        return {resolve(name): options for item in items for name, options in item.items()}
+        items = (item if isinstance(item, dict) else {item: {}} for item in entry.get(kind) or [])
+        return {resolve(name): given or {} for item in items for name, given in item.items()}
 
     outputs = options("outs") | options("metrics") | options("plots")
+    command = entry["cmd"]
     return Stage(
-        command=resolve(entry["cmd"]),
+        command=[resolve(line) for line in command] if isinstance(command, list) else resolve(command),
         params=tuple(options("params")),
         dependencies=tuple(options("deps")),
         outputs=tuple(outputs),

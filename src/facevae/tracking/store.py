@@ -2,14 +2,18 @@
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 from filelock import FileLock
+
+from facevae.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -17,12 +21,14 @@ if TYPE_CHECKING:
 
 FINGERPRINT_TAG = "facevae.fingerprint"
 PROCESS_TAG = "facevae.process"
+LOCK_SECONDS = 60
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # stores that leave it to the client where artifacts go
 
 
 def project_root() -> Path:
-    """The root of the project, also where DVC works in a copy that it will delete."""
-    return Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    """The root of DVC's repository, also where DVC works in a copy that it will delete."""
+    here = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
 
 
 def tracking_uri() -> str:
@@ -34,9 +40,31 @@ def tracking_uri() -> str:
     return uri
 
 
+@contextmanager
+def session() -> Iterator["MlflowClient"]:
+    """A client of the store, alone among the processes of this project: first starts, and who writes, are else a race.
+
+    Raises
+    ------
+    UserError
+        Whatever goes wrong with a store that is down, damaged, out of reach or of another version.
+    """
+    folder = project_root() / ".facevae"
+    try:
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / "mlflow.lock", timeout=LOCK_SECONDS):
+            yield connect()
+    except UserError:
+        raise
+    except Exception as error:  # drivers, databases and servers have errors of their own
+        raise UserError(f"{store_name()} failed: {_reason(error)}") from error
+
+
 def connect() -> "MlflowClient":
     """A client of the store; one that does not answer fails within seconds."""
+    _probe(tracking_uri())
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -49,44 +77,72 @@ def connect() -> "MlflowClient":
         return mlflow.MlflowClient()
 
 
-@contextmanager
-def locked() -> Iterator[None]:
-    """Alone among the processes of this project: first starts, and who writes to a run, are else a race."""
-    folder = project_root() / ".facevae"
-    folder.mkdir(exist_ok=True)
-    with FileLock(folder / "mlflow.lock"):
-        yield
+@cache
+def _probe(uri: str) -> None:
+    """Fail at once where a database is out of reach: MLflow would try it for minutes."""
+    if uri.startswith(DATABASES):
+        import sqlalchemy
+
+        os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds
+        engine = sqlalchemy.create_engine(uri)
+        engine.connect().close()
+        engine.dispose()
 
 
-def store_errors() -> tuple[type[Exception], ...]:
-    """What a store that is down, damaged or out of reach raises."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, SQLAlchemyError, ImportError, OSError  # a missing driver; OSError covers the network
+def store_name() -> str:
+    """The store in words, without the password that its address may have."""
+    return f"MLflow at {_without_credentials(tracking_uri())}"
 
 
-def reason(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """The first line of an error of the store, which may go on for pages."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return _without_credentials((str(error).strip() or type(error).__name__).splitlines()[0][:300])
+
+
+def _without_credentials(text: str) -> str:
+    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
 
 
 def find_or_create_experiment(client: "MlflowClient", name: str) -> str:
-    """The id of MLflow's experiment of that name."""
+    """The id of MLflow's experiment of that name.
+
+    Raises
+    ------
+    UserError
+        It was deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
     experiment = client.get_experiment_by_name(name)
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        raise UserError(
+            f"tracking.experiment: MLflow's experiment {name!r} was deleted; choose another name, or bring it back by "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
+        )
     if experiment is not None:
         return str(experiment.experiment_id)
     local = tracking_uri().startswith(DATABASES)
     location = (project_root() / "mlartifacts").as_uri() if local else None
-    return str(client.create_experiment(name, artifact_location=location))
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:  # another machine may have been quicker
+        if (experiment := client.get_experiment_by_name(name)) is None:
+            raise
+        return str(experiment.experiment_id)
 
 
 def find_run(client: "MlflowClient", experiment_id: str, fingerprint: str) -> "Run | None":
-    """The run of a state: of two that different machines made at the same moment, the older."""
-    runs = client.search_runs(
-        [experiment_id], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'", order_by=["attributes.start_time ASC"]
-    )
-    return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+    """The run of a state.
+
+    Of several the oldest: two machines may make one at the same moment, and a slow server may carry out a request
+    that was given up and repeated. The others are deleted, unless something writes to them.
+    """
+    runs = client.search_runs([experiment_id], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'")
+    oldest = min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+    for run in runs:
+        if run is not oldest and not is_running_elsewhere(run):
+            client.delete_run(run.info.run_id)
+    return oldest
 
 
 def find_or_create_run(
@@ -103,15 +159,19 @@ def find_or_create_run(
         "mlflow.source.name": "facevae",
     }
     made = client.create_run(experiment_id, start_time=start_milliseconds, tags=tags, run_name=name)
-    winner = find_run(client, experiment_id, fingerprint) or made
-    if winner.info.run_id != made.info.run_id:  # another machine was quicker
-        client.delete_run(made.info.run_id)
-    return winner, winner.info.run_id == made.info.run_id
+    run = find_run(client, experiment_id, fingerprint) or made
+    return run, run.info.run_id == made.info.run_id
 
 
 def process_name() -> str:
     """This process, as no other on this machine was or will be called."""
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+    return f"{_machine()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def _machine() -> str:
+    """The host, and where the system has them the namespace of process numbers, which containers do not share."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}/{namespace.stat().st_ino}" if namespace.exists() else socket.gethostname()
 
 
 def is_running_elsewhere(run: "Run") -> bool:
@@ -120,10 +180,19 @@ def is_running_elsewhere(run: "Run") -> bool:
     return run.info.status == "RUNNING" and process not in ("", process_name()) and not _is_dead(process)
 
 
-def close_dead_runs(client: "MlflowClient", experiment_ids: list[str]) -> list[str]:
+def find_runs(client: "MlflowClient", condition: str = "") -> list["Run"]:
+    """The runs of this pipeline, in all of MLflow's experiments, that meet a condition in MLflow's language."""
+    experiment_ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    ours = f"tags.`{FINGERPRINT_TAG}` LIKE '%'"
+    return list(
+        client.search_runs(experiment_ids, f"{condition} AND {ours}" if condition else ours, max_results=50_000)
+    )
+
+
+def close_dead_runs(client: "MlflowClient") -> list[str]:
     """Mark runs as KILLED whose process on this machine has died without a word; their names."""
     closed = []
-    for run in client.search_runs(experiment_ids, "attributes.status = 'RUNNING'"):
+    for run in find_runs(client, "attributes.status = 'RUNNING'"):
         if _is_dead(run.data.tags.get(PROCESS_TAG, "")):
             client.set_terminated(run.info.run_id, "KILLED")
             closed.append(run.info.run_name)
@@ -131,12 +200,12 @@ def close_dead_runs(client: "MlflowClient", experiment_ids: list[str]) -> list[s
 
 
 def _is_dead(process: str) -> bool:
-    host, number, created = process.rsplit(":", 2) if process else ("", "", "")
-    if host != socket.gethostname():
+    match = re.fullmatch(r"(.+):(\d+):([\d.]+)", process)
+    if match is None or match[1] != _machine():
         return False
     try:
-        found = psutil.Process(int(number))
-        return found.status() == psutil.STATUS_ZOMBIE or f"{found.create_time():.2f}" != created
+        found = psutil.Process(int(match[2]))
+        return found.status() == psutil.STATUS_ZOMBIE or f"{found.create_time():.2f}" != match[3]
     except psutil.NoSuchProcess:
         return True
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from facevae.errors import UserError
 from facevae.tracking import store
 from facevae.tracking.files import open_files
-from facevae.tracking.origin import commit_tags, work_tree_tags
+from facevae.tracking.origin import COMMIT_TAG, commit_tags, experiment_names, work_tree_tags
 from facevae.tracking.outputs import read_outputs
 from facevae.tracking.record import Record
 from facevae.tracking.repository import Commit, Repository
@@ -39,28 +39,22 @@ def sync(root: Path, revisions: Sequence[str], report: Report) -> None:
         A revision is unknown, or the store fails.
     """
     repository = Repository(root)
-    commits = [*repository.experiments(), *map(repository.commit, revisions)]
-    held, names = find_states(root, [*commits, None], report)
-    try:
-        with store.locked():
-            client = store.connect()
-        num_changed = 0
-        for line in _reconcile(client, held, names, repository):
-            report(line)
-            num_changed += 1
-    except store.store_errors() as error:
-        raise UserError(f"MLflow at {store.tracking_uri()} failed: {store.reason(error)}") from error
+    asked_for = [commit for revision in revisions for commit in repository.named(revision)]
+    held = find_states(root, [*repository.experiments(), *asked_for, None], report)
+    num_changed = 0
+    for line in _reconcile(held, repository):
+        report(line)
+        num_changed += 1
     report(f"{len(held)} state(s), each with its run: {f'{num_changed} changed' if num_changed else 'nothing to do'}")
 
 
-def find_states(root: Path, commits: Iterable[Commit | None], report: Report) -> tuple[list[Held], set[str]]:
-    """The complete states that commits hold, and MLflow's experiments of all; None stands for the work tree."""
+def find_states(root: Path, commits: Iterable[Commit | None], report: Report) -> list[Held]:
+    """The complete states that commits hold; None stands for the work tree."""
     held: dict[tuple[str, str], Held] = {}
-    names = set()
     for commit in commits:
         try:
             state = State(open_files(root, commit.revision if commit else None))
-            names.add(state.experiment)
+            key = state.experiment, state.fingerprint
             problems = [
                 f"{name} ({', '.join(parts)})" for name in state.stages if (parts := [*state.differences(name)])
             ]
@@ -69,44 +63,43 @@ def find_states(root: Path, commits: Iterable[Commit | None], report: Report) ->
         if problems:
             report(f"left out  {commit.label if commit else 'the work tree'}: to be reproduced: {'; '.join(problems)}")
             continue
-        entry = held.setdefault((state.experiment, state.fingerprint), Held(state, []))
+        entry = held.setdefault(key, Held(state, []))
         entry.commits.extend([commit] if commit else [])
-    return list(held.values()), names
+    return list(held.values())
 
 
-def _reconcile(
-    client: "MlflowClient", held: Iterable[Held], names: Iterable[str], repository: Repository
-) -> Iterator[str]:
+def _reconcile(held: Iterable[Held], repository: Repository) -> Iterator[str]:
     """A line for each run that was made or changed, as it happens."""
-    with store.locked():
-        experiment_ids = {name: store.find_or_create_experiment(client, name) for name in names}
-        closed = store.close_dead_runs(client, list(experiment_ids.values()))
+    with store.session() as client:
+        closed = store.close_dead_runs(client)
     for name in closed:
         yield f"closed    {name}: its process had died"
     for entry in held:
-        with store.locked():
-            line = _reconcile_run(client, experiment_ids[entry.state.experiment], entry, repository)
+        with store.session() as client:
+            line = _reconcile_run(client, entry, repository)
         if line:
             yield line
 
 
-def _reconcile_run(client: "MlflowClient", experiment_id: str, held: Held, repository: Repository) -> str:
+def _reconcile_run(client: "MlflowClient", held: Held, repository: Repository) -> str:
     """Returns what was done to the run of a state, or nothing where it was whole."""
     state, commits = held.state, held.commits
+    experiment_id = store.find_or_create_experiment(client, state.experiment)
     made_at = commits[0].milliseconds if commits else None
     run, is_new = store.find_or_create_run(client, experiment_id, state.fingerprint, state.default_name, made_at)
     if store.is_running_elsewhere(run):
         return ""
     record = Record(client, run, made_at)
-    names = [commit.experiment for commit in commits if commit.experiment]
-    if names:
-        record.set_name(names[-1])
     record.log_state(state)
-    tags = run.data.tags
-    record.set_tags(commit_tags(tags, commits) if commits else work_tree_tags(tags, repository))
+    recorded = run.data.tags
+    tags = commit_tags(recorded, commits) if commits else work_tree_tags(recorded, repository)
+    names = [commit.experiment for commit in commits if commit.experiment]
+    if names and experiment_names(recorded) != experiment_names(tags):  # else another clone may have named it since
+        record.set_name(names[-1])
+    if commits or COMMIT_TAG not in recorded:
+        record.set_tags(tags)
     record.log_outputs(read_outputs(state, state.stages))
     record.set_status("FINISHED", made_at if is_new else None)
     if not record.changes:
         return ""
-    name = names[-1] if names else run.info.run_name
-    return f"{'made     ' if is_new else 'mended   '} {name}: {', '.join(record.changes)}"
+    return f"{'made     ' if is_new else 'mended   '} {record.name}: {', '.join(record.changes)}"

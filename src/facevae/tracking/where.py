@@ -7,12 +7,14 @@ from facevae.errors import UserError
 from facevae.layout import MODEL, PREPARED
 from facevae.tracking import store
 from facevae.tracking.files import open_files
-from facevae.tracking.origin import BASELINE_TAG, COMMIT_TAG, EXPERIMENT_TAG
+from facevae.tracking.origin import BASELINE_TAG, COMMIT_TAG, experiment_names
 from facevae.tracking.repository import Commit, Repository
 from facevae.tracking.state import State
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+SHORTEST = 4  # characters of a fingerprint
 
 
 def where(root: Path, name: str) -> str:
@@ -28,13 +30,10 @@ def where(root: Path, name: str) -> str:
     UserError
         There is no such run or there are several, the store fails, or nothing in this clone holds the run's state.
     """
-    try:
-        run = _find_run(name)
-    except store.store_errors() as error:
-        raise UserError(f"MLflow at {store.tracking_uri()} failed: {store.reason(error)}") from error
+    run = _find_run(name)
     fingerprint = run.data.tags[store.FINGERPRINT_TAG]
     repository = Repository(root)
-    held = _find_holder(repository, fingerprint)
+    held = _find_holder(repository, run)
     if held is None:
         raise UserError(_not_here(run))
     state, commit = held
@@ -51,26 +50,28 @@ def where(root: Path, name: str) -> str:
 
 
 def _find_run(name: str) -> "Run":
-    client = store.connect()
-    experiment_ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    fingerprint = f"tags.`{store.FINGERPRINT_TAG}`"
-    for condition in (
-        f"attributes.run_name = '{name}'",
-        f"attributes.run_id = '{name}'",
-        f"{fingerprint} LIKE '{name}%'",
+    with store.session() as client:
+        runs = store.find_runs(client)
+    for is_meant in (
+        lambda run: name in (run.info.run_id, run.info.run_name),
+        lambda run: name in experiment_names(run.data.tags),
+        lambda run: len(name) >= SHORTEST and run.data.tags[store.FINGERPRINT_TAG].startswith(name),
     ):
-        runs = client.search_runs(experiment_ids, f"{condition} AND {fingerprint} LIKE '%'")
-        if len(runs) > 1:
-            ids = ", ".join(run.info.run_id for run in runs)
-            raise UserError(f"{name}: {len(runs)} runs are called so; give the id of one: {ids}")
-        if runs:
-            return runs[0]
-    raise UserError(f"{name}: MLflow at {store.tracking_uri()} has no such run of this pipeline; see `make ui`")
+        found = [run for run in runs if is_meant(run)]
+        if len(found) > 1:
+            ids = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in found)
+            raise UserError(f"{name}: {len(found)} runs are meant by it; give the id of one: {ids}")
+        if found:
+            return found[0]
+    raise UserError(f"{name}: {store.store_name()} has no such run of this pipeline; see `make ui`")
 
 
-def _find_holder(repository: Repository, fingerprint: str) -> tuple[State, Commit | None] | None:
-    """The newest experiment or commit of this clone that holds a state completely, or else the work tree (None)."""
-    for commit in [*reversed(repository.experiments()), *repository.commits(), None]:
+def _find_holder(repository: Repository, run: "Run") -> tuple[State, Commit | None] | None:
+    """A commit or experiment of this clone that holds the state of a run completely, or else the work tree (None)."""
+    fingerprint, own = run.data.tags[store.FINGERPRINT_TAG], run.data.tags.get(COMMIT_TAG)
+    experiments, commits = repository.experiments(), repository.commits()
+    known = [commit for commit in [*experiments, *commits] if commit.revision == own]
+    for commit in [*known, *reversed(experiments), *commits, None]:
         try:
             state = State(open_files(repository.root, commit.revision if commit else None))
         except UserError:  # an older commit may have no pipeline yet
@@ -84,18 +85,24 @@ def _restore(repository: Repository, state: State, commit: Commit | None) -> lis
     """Commands for the root of the project."""
     if commit is None:
         return ["nothing to do: the work tree is this state (commit it, or the next change replaces it)"]
-    digests = [state.data_digest, str(state.recorded_digest(MODEL.as_posix()))]
-    fetch = [] if all(map(repository.is_cached, digests)) else ["dvc pull    # the cache here lacks data or weights"]
+    cache = repository.cache()
+    digests = [state.recorded_digest(path) or "" for stage in state.stages.values() for path in stage.cached]
+    is_here = all((cache / digest[:2] / digest[2:]).exists() for digest in digests)
+    fetch = (
+        []
+        if is_here
+        else ["dvc pull    # brings what the line above may have missed: the cache here lacks data or weights"]
+    )
     if commit.experiment:
-        return [f"dvc exp apply {commit.experiment}", *fetch]
+        return [f"dvc exp apply {commit.revision}", *fetch]  # two experiments may have one name
     return [f"git switch --detach {commit.revision}", *(fetch or ["dvc checkout"])]
 
 
 def _not_here(run: "Run") -> str:
     tags = run.data.tags
-    experiment, commit = tags.get(EXPERIMENT_TAG), tags.get(COMMIT_TAG, "no commit")
+    experiment, commit = next(reversed(experiment_names(tags)), None), tags.get(COMMIT_TAG, "no commit")
     came_from = f"DVC experiment {experiment} on {tags.get(BASELINE_TAG)}" if experiment else f"commit {commit}"
-    remedy = f"dvc exp pull REMOTE {experiment.split(', ')[-1]}" if experiment else "git fetch --all"
+    remedy = f"dvc exp pull REMOTE {experiment}" if experiment else "git fetch --all"
     return (
         f"{run.info.run_name}: no commit, DVC experiment or work tree of this clone holds the state of this run. It "
         f"was made from {came_from}: try `{remedy}`, or restore its params from MLflow and run `dvc repro`"

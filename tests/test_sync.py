@@ -1,6 +1,7 @@
 """DVC's experiments and MLflow's runs, kept in step: the real DVC, its queue and the real MLflow, in clones."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -188,6 +189,26 @@ def test_commits_get_their_run_when_asked_for(clone: Path) -> None:
     assert "2 state(s)" in synchronize("HEAD~1..HEAD", "HEAD~1")
     with pytest.raises(UserError, match="'nonsense' is no commit of this repository"):
         synchronize("nonsense")
+
+
+def test_a_colleague_has_all_results_without_a_training(clone: Path, tmp_path: Path) -> None:
+    dvc(clone, "exp", "apply", "beta-1")
+    dvc(clone, "remote", "add", "--default", "team", str(tmp_path / "store"))
+    commit_all(clone, "Results")
+    dvc(clone, "push")
+    dvc(clone, "exp", "push", str(clone / ".git"), "beta-2")
+    subprocess.run(["git", "clone", "--quiet", str(clone), str(tmp_path / "colleague")], check=True)
+    os.chdir(tmp_path / "colleague")
+    assert "Running stage" not in dvc(Path(), "repro", "--pull", "--allow-missing")
+    assert (tmp_path / "colleague" / "plots" / "samples.png").is_file()
+    dvc(Path(), "exp", "pull", "origin", "beta-2")
+    synchronize()
+    (own,) = set(runs()) - {"beta-2"}
+    assert {run.info.status for run in runs().values()} == {"FINISHED"}
+    assert runs()[own].data.metrics["best_epoch"] > 0
+    dvc(Path(), "pull")
+    weights = Path("models/vae.safetensors")
+    assert weights.read_bytes() == (clone / weights).read_bytes()
 
 
 def test_a_state_that_is_not_reproduced_is_left_out(clone: Path) -> None:

@@ -1,12 +1,15 @@
-"""Measure the model on held-out images, and fit the directions of the attributes on the training images."""
+"""Fit priors and attribute directions to the training posteriors, and measure the model on held-out images."""
 
-from facevae import attributes, checkpoint, tracking
+from facevae.priors import save_priors
+
+from facevae import checkpoint, tracking
+from facevae.attributes import save_directions
+from facevae.classifier import load_classifier
 from facevae.errors import reported_errors
-from facevae.files import write_csv, write_json
+from facevae.evaluation import evaluate
+from facevae.files import write_csvs, write_json
 from facevae.hardware import set_up_device
-from facevae.inference import encode_all
-from facevae.layout import DIRECTIONS, EVALUATE_METRICS, MODEL, PLOTS
-from facevae.metrics import evaluate
+from facevae.layout import CLASSIFIER, DIRECTIONS, EVALUATE_METRICS, MODEL, PLOTS, PRIORS
 from facevae.params import load_params
 from facevae.prepared import PreparedSet
 
@@ -14,17 +17,15 @@ from facevae.prepared import PreparedSet
 def main() -> None:
     params = load_params()
     prepared = PreparedSet()
-    split, batch_size = params.evaluate.split, params.evaluate.batch_size
     model, header = checkpoint.load(MODEL)
-    model.to(set_up_device(params.train))
+    classifier = load_classifier(CLASSIFIER, data_digest=prepared.digest)
+    device = set_up_device(params.train)
+    model.to(device), classifier.to(device)
     with tracking.open_run("evaluate"):
-        evaluation = evaluate(model, prepared.images(split), header.likelihood, batch_size=batch_size, seed=params.seed)
-        train_means = encode_all(model, prepared.images("train"), batch_size)
-        directions = attributes.fit_directions(train_means, prepared.attributes("train"))
-        attributes.save_directions(DIRECTIONS, directions, fingerprint=header.fingerprint)
-        auc = attributes.auc_table(evaluation.means, prepared.attributes(split), directions)
-        write_csv(PLOTS / "attribute_auc.csv", auc)
-        write_csv(PLOTS / "kl_per_dimension.csv", evaluation.kl_table())
+        evaluation = evaluate(model, header, classifier, prepared, params.evaluate, seed=params.seed)
+        save_priors(PRIORS, evaluation.priors, fingerprint=header.fingerprint)
+        save_directions(DIRECTIONS, evaluation.directions, fingerprint=header.fingerprint)
+        write_csvs(PLOTS, evaluation.tables)
         write_json(EVALUATE_METRICS, evaluation.metrics)
 
 

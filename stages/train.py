@@ -18,7 +18,7 @@ def main() -> None:
         images, validation_images = prepared.images("train"), prepared.images("validation")
         result = train(images, validation_images, params.model, params.train, seed=params.seed, on_epoch=run.log_epoch)
         refuse_change(fingerprint, training_fingerprint(load_params(), PreparedSet().digest))
-        checkpoint.save(MODEL, result.model, params.train.likelihood, prepared.manifest.crop, fingerprint)
+        checkpoint.save(MODEL, result.model, params.train, prepared.manifest.crop, fingerprint)
         write_csv(HISTORY, result.history)
         write_json(TRAIN_METRICS, result.summary())
 

@@ -7,6 +7,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from facevae.attributes import (
+    FittedDirections,
     area_under_curve,
     auc_table,
     direction_of,
@@ -26,13 +27,41 @@ NOISE = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
 MEANS = torch.tensor(ATTRIBUTES[["Smiling", "Male"]].to_numpy(dtype=np.float32, copy=True)) @ SHIFTS + 0.1 * NOISE
 
 
-def test_a_direction_leads_from_the_mean_without_to_the_mean_with() -> None:
-    directions = fit_directions(MEANS, ATTRIBUTES)
+def test_a_difference_leads_from_the_mean_without_to_the_mean_with() -> None:
+    directions = fit_directions(MEANS, ATTRIBUTES, 0.3)["difference"]
     assert set(directions) == {"Smiling", "Male"}  # all are human
     without = MEANS[(ATTRIBUTES["Smiling"] == 0).to_list()].mean(0)
     with_it = MEANS[(ATTRIBUTES["Smiling"] == 1).to_list()].mean(0)
     torch.testing.assert_close(edit(without, directions["Smiling"], 1.0), with_it)
     torch.testing.assert_close(directions["Male"], SHIFTS[1], atol=0.4, rtol=0)
+
+
+def test_the_original_takes_only_a_part_of_the_mean_without() -> None:
+    direction = fit_directions(MEANS, ATTRIBUTES, 0.3)["original"]["Smiling"]
+    has = (ATTRIBUTES["Smiling"] == 1).to_list()
+    torch.testing.assert_close(
+        direction, MEANS[has].mean(0) - 0.3 * MEANS[(ATTRIBUTES["Smiling"] == 0).to_list()].mean(0)
+    )
+
+
+def test_correlated_attributes_are_disentangled_by_balance_and_by_a_joint_fit() -> None:
+    """Most who smile are male: a difference of means takes the one for the other."""
+    smiling = GENERATOR.random(4000) < 0.5
+    table = pd.DataFrame({"Smiling": smiling, "Male": GENERATOR.random(4000) < np.where(smiling, 0.9, 0.1)}).astype(int)
+    means = torch.from_numpy(table.to_numpy(dtype=np.float32, copy=True)) @ SHIFTS
+    directions = fit_directions(means, table, 1.0)
+    assert abs(directions["difference"]["Smiling"][1]) > 2
+    for method in ("balanced", "joint"):
+        for row, name in enumerate(("Smiling", "Male")):
+            torch.testing.assert_close(directions[method][name], SHIFTS[row], atol=0.02, rtol=0)
+
+
+def test_balance_passes_over_an_attribute_that_determines_the_other() -> None:
+    table = ATTRIBUTES.assign(Glum=1 - ATTRIBUTES["Smiling"])
+    directions = fit_directions(MEANS, table, 1.0)
+    expected = fit_directions(MEANS, ATTRIBUTES, 1.0)["balanced"]
+    torch.testing.assert_close(directions["balanced"]["Smiling"], expected["Smiling"])  # balanced over Male
+    torch.testing.assert_close(directions["joint"]["Smiling"], -directions["joint"]["Glum"])
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -45,28 +74,37 @@ def test_auc_is_that_of_scikit_learn(ties: bool) -> None:
 
 
 def test_the_auc_table_finds_what_separates() -> None:
-    directions = {"Smiling": SHIFTS[0], "Male": torch.tensor([0.0, 0.0, 1.0])}
-    table = auc_table(MEANS, ATTRIBUTES, directions)
-    assert table["attribute"].to_list() == ["Smiling", "Male"]
-    assert table["auc"].iloc[0] > 0.99
-    assert abs(table["auc"].iloc[1] - 0.5) < 0.15
+    noise = torch.tensor([0.0, 0.0, 1.0])
+    table = auc_table(
+        MEANS,
+        ATTRIBUTES,
+        {"difference": {"Smiling": noise, "Male": SHIFTS[1]}, "joint": dict.fromkeys(["Smiling", "Male"], SHIFTS[0])},
+    )
+    assert table["attribute"].to_list() == ["Male", "Smiling"]
+    male, smiling = table.to_dict("records")
+    assert male["difference"] > 0.99
+    assert smiling["joint"] > 0.99
+    assert abs(male["joint"] - 0.5) < 0.15
     assert (table["num_with"] + table["num_without"] == 300).all()
 
 
 def test_directions_come_back_as_they_were_saved(tmp_path: Path) -> None:
     path = tmp_path / "directions.safetensors"
-    directions = fit_directions(MEANS, ATTRIBUTES)
-    save_directions(path, directions, fingerprint="a")
+    by_method = fit_directions(MEANS, ATTRIBUTES, 0.5)
+    save_directions(path, FittedDirections(by_method, "balanced"), fingerprint="a")
     loaded = load_directions(path, fingerprint="a")
-    assert all(torch.equal(loaded[name], directions[name]) for name in directions)
+    assert loaded.best == "balanced"
+    for method, directions in by_method.items():
+        assert all(torch.equal(loaded.by_method[method][name], directions[name]) for name in directions)
     with pytest.raises(UserError, match="belongs to another model"):
         load_directions(path, fingerprint="b")
 
 
 def test_a_set_without_attributes_has_no_directions(tmp_path: Path) -> None:
     path = tmp_path / "directions.safetensors"
-    save_directions(path, fit_directions(MEANS, pd.DataFrame(index=range(300))), fingerprint="a")
-    loaded = load_directions(path, fingerprint="a")
+    by_method = fit_directions(MEANS, pd.DataFrame(index=range(300)), 0.5)
+    save_directions(path, FittedDirections(by_method, "difference"), fingerprint="a")
+    loaded = load_directions(path, fingerprint="a").by_method["difference"]
     assert loaded == {}
     with pytest.raises(UserError, match="no attribute 'Smiling'; there are: none"):
         direction_of(loaded, "Smiling")
@@ -74,4 +112,4 @@ def test_a_set_without_attributes_has_no_directions(tmp_path: Path) -> None:
 
 def test_an_unknown_attribute_is_told_with_those_there_are() -> None:
     with pytest.raises(UserError, match="no attribute 'Smile'; there are: Male, Smiling"):
-        direction_of(fit_directions(MEANS, ATTRIBUTES), "Smile")
+        direction_of(fit_directions(MEANS, ATTRIBUTES, 1.0)["joint"], "Smile")

@@ -14,15 +14,16 @@ from facevae.model import VAE
 
 def saved(path: Path, **changes: object) -> VAE:
     torch.manual_seed(0)
-    model = VAE(small_params(**changes).model, 8, 3).eval()
-    checkpoint.save(path, model, "squared_error", crop=None, fingerprint="abc")
+    params = small_params(**changes)
+    model = VAE(params.model, 8, 3).eval()
+    checkpoint.save(path, model, params.train, crop=None, fingerprint="abc")
     return model
 
 
 def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     model = saved(tmp_path / "vae.safetensors", model__normalization="batch", model__dropout=0.5)
     loaded, header = checkpoint.load(tmp_path / "vae.safetensors")
-    assert (header.fingerprint, header.likelihood) == ("abc", "squared_error")
+    assert (header.fingerprint, header.likelihood, header.binarization) == ("abc", "squared_error", "none")
     assert (header.image_size, header.image_channels) == (8, 3)
     assert header.model == model.params
     assert not loaded.training

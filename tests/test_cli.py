@@ -8,21 +8,25 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from facevae import checkpoint
-from facevae.attributes import fit_directions, save_directions
+from facevae.attributes import FittedDirections, fit_directions, save_directions
 from facevae.cli import app, run
 from facevae.errors import UserError
-from facevae.model import VAE
+from facevae.model import VAE, Posterior
+from facevae.priors import fit_priors, save_priors
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a trained model, its directions, and two images, which is the working directory."""
     monkeypatch.chdir(tmp_path)
-    model = VAE(small_params().model, 8, 3)
-    checkpoint.save(Path("models/vae.safetensors"), model, "squared_error", crop=12, fingerprint="abc")
+    params = small_params()
+    model = VAE(params.model, 8, 3)
+    checkpoint.save(Path("models/vae.safetensors"), model, params.train, crop=12, fingerprint="abc")
     attributes = pd.DataFrame({"Smiling": [0, 1, 0, 1], "Eyeglasses": [0, 0, 1, 1]})
-    directions = fit_directions(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), attributes)
+    posteriors = Posterior(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 3))
+    directions = FittedDirections(fit_directions(posteriors.mean, attributes, 0.5), "joint")
     save_directions(Path("models/directions.safetensors"), directions, fingerprint="abc")
+    save_priors(Path("models/priors.safetensors"), fit_priors(posteriors, posteriors, seed=0), fingerprint="abc")
     for name, pixels in zip(("a.png", "b.jpg"), disc_images(2, size=20), strict=True):
         Image.fromarray(pixels).save(name)
     return tmp_path
@@ -44,9 +48,11 @@ def size_of(path: str) -> tuple[int, int]:
     ("arguments", "output"),
     [
         (["sample", "-n", "5", "--seed", "3"], "samples.png"),
+        (["sample", "--prior", "normal"], "samples.png"),
         (["reconstruct", "a.png", "b.jpg"], "reconstructions.png"),
         (["interpolate", "a.png", "b.jpg", "-n", "4"], "interpolation.png"),
         (["edit", "a.png", "--add", "Smiling", "--strength", "1.5", "--remove", "Eyeglasses"], "edit.png"),
+        (["edit", "a.png", "--add", "Smiling", "--method", "original"], "edit.png"),
     ],
 )
 @pytest.mark.usefixtures("folder")
@@ -102,6 +108,7 @@ def test_the_model_may_lie_elsewhere() -> None:
             "models/vae.safetensors cannot be used: it is empty or not an image",
         ),
         (["reconstruct", "a.png", "--crop", "21"], "a.png cannot be used: it is 20 x 20 pixels, smaller than"),
+        (["sample", "--priors", "no.safetensors"], "no.safetensors is missing"),
         (["sample", "--model", "a.png"], "a.png is damaged, or not a file of facevae"),
         (["sample", "-o", "samples.jpg"], "--output: samples.jpg does not end in .png"),
         (["sample", "-o", "a.png/samples.png"], "--output: a.png/samples.png cannot be written"),
@@ -131,6 +138,14 @@ def test_the_command_ends_with_one_message_and_status_one(
 
 @pytest.mark.usefixtures("folder")
 def test_directions_of_another_model_are_refused() -> None:
-    save_directions(Path("models/directions.safetensors"), {"Smiling": torch.ones(3)}, fingerprint="other")
+    directions = FittedDirections({"joint": {"Smiling": torch.ones(3)}}, "joint")
+    save_directions(Path("models/directions.safetensors"), directions, fingerprint="other")
     with pytest.raises(UserError, match="belongs to another model"):
         call("edit", "a.png", "--add", "Smiling")
+
+
+@pytest.mark.usefixtures("folder")
+def test_another_prior_gives_other_samples() -> None:
+    for prior in ("normal", "mixture", "flow"):
+        call("sample", "-n", "3", "--prior", prior, "-o", f"{prior}.png")
+    assert len({Path(f"{prior}.png").read_bytes() for prior in ("normal", "mixture", "flow")}) == 3

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from conftest import disc_images
 from PIL import Image
@@ -9,11 +8,6 @@ from PIL import Image
 from facevae import figures
 
 TILES = disc_images(6, size=64).reshape(2, 3, 64, 64, 3)
-HISTORY = pd.DataFrame(
-    {"epoch": [1, 2, 3]}
-    | {f"train_{term}": [3.0, 2.0, 1.0] for term in ("loss", "reconstruction", "kl")}
-    | {f"validation_{term}": [3.0, 2.0, 2.5] for term in ("loss", "reconstruction", "kl")}
-)
 
 
 def find(picture: Path, pixels: np.ndarray) -> bool:
@@ -41,29 +35,11 @@ def test_small_grey_tiles_are_enlarged_by_a_whole_factor(tmp_path: Path) -> None
 
 
 def test_pictures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
-    points = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
-    categories = np.arange(30) % 3 - 1
     for name in ("first", "second"):
         folder = tmp_path / name
         figures.save_tiles(folder / "tiles.png", TILES, row_labels=["one", "two"])
-        figures.save_losses(folder / "losses.png", HISTORY)
-        figures.save_latent_map(folder / "map.png", TILES, points, categories, ["a", "b"], ("x", "y"))
         figures.save_note(folder / "note.png", "nothing to show")
     for path in (tmp_path / "first").iterdir():
         content = path.read_bytes()
         assert content == (tmp_path / "second" / path.name).read_bytes()
         assert b"matplotlib" not in content.lower()
-
-
-def test_the_losses_mark_the_epoch_of_the_lowest_validation_loss() -> None:
-    for axes in figures.draw_losses(HISTORY).axes:
-        labels = axes.get_legend_handles_labels()[1]
-        assert labels == ["Train", "Validation", "Best epoch (2): 2.0"]
-        assert all(np.unique(line.get_xdata()).tolist() == [2] for line in axes.lines[2:])
-        assert len(axes.lines) == 4
-
-
-def test_a_history_of_one_epoch_is_drawn(tmp_path: Path) -> None:
-    figures.save_losses(tmp_path / "losses.png", HISTORY[:1])
-    with Image.open(tmp_path / "losses.png") as picture:
-        assert picture.width > 500

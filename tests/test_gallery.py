@@ -7,19 +7,28 @@ import torch
 from conftest import small_params
 from PIL import Image
 
-from facevae.attributes import Directions
+from facevae.attributes import FittedDirections
+from facevae.checkpoint import Header
 from facevae.errors import UserError
-from facevae.gallery import FIGURES, render_all
+from facevae.gallery import FIGURES, Results, render_all
+from facevae.inference import encode_all
+from facevae.latent_health import latent_table
 from facevae.model import VAE
 from facevae.params import Params
 from facevae.preparation import prepare
 from facevae.prepared import PreparedSet
+from facevae.priors import fit_priors
 from facevae.sources.folder import open_folder
 
 HISTORY = pd.DataFrame(
     {"epoch": [1, 2]}
     | {f"{split}_{term}": [2.0, 1.0] for split in ("train", "validation") for term in ("loss", "reconstruction", "kl")}
 )
+EDITS = pd.DataFrame(
+    [("Odd", method, 1.0, 0.5, 0.4, 0.6, 0.1) for method in ("joint", "random")],
+    columns=["attribute", "method", "strength", "success", "success_low", "success_high", "leakage"],
+)
+LEAKAGE = pd.DataFrame([("Odd", 0.5, -0.5)], columns=["attribute", "Odd", "Even"])
 
 
 @pytest.fixture
@@ -34,8 +43,20 @@ def prepared(write_images: Callable[..., Path], tmp_path: Path) -> PreparedSet:
 def render(folder: Path, prepared: PreparedSet, params: Params) -> list[Path]:
     torch.manual_seed(0)
     model = VAE(params.model, 8, 3).eval()
-    directions: Directions = {"Odd": torch.ones(params.model.latent_dim)}
-    render_all(folder, model, directions, prepared, HISTORY, params.figures, seed=0)
+    header = Header(
+        model=params.model,
+        image_size=8,
+        image_channels=3,
+        likelihood="squared_error",
+        binarization="none",
+        crop=None,
+        fingerprint="abc",
+    )
+    directions = FittedDirections({"joint": {"Odd": torch.ones(params.model.latent_dim)}}, "joint")
+    posteriors = encode_all(model, prepared.images("train"))
+    priors = fit_priors(posteriors, posteriors, seed=0)
+    results = Results(model, header, priors, directions, prepared, HISTORY, latent_table(posteriors), EDITS, LEAKAGE)
+    render_all(folder, results, params.figures, seed=0)
     return [folder / f"{name}.png" for name in FIGURES]
 
 

@@ -29,6 +29,6 @@ def test_auto_is_bfloat16_where_the_processor_has_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert uses_bfloat16(small_params(train__precision="auto").train, CPU) is expected
-    assert uses_bfloat16(small_params(train__precision="float32").train, CPU) is False
-    assert uses_bfloat16(small_params(train__precision="bfloat16").train, CPU) is True
+    assert uses_bfloat16("auto", CPU) is expected
+    assert uses_bfloat16("float32", CPU) is False
+    assert uses_bfloat16("bfloat16", CPU) is True

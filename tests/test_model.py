@@ -73,6 +73,31 @@ def test_nothing_stands_between_the_last_convolution_and_the_sigmoid(normalizati
     torch.testing.assert_close(decoder(latent), torch.sigmoid(logits))
 
 
+@pytest.mark.parametrize("normalization", ["none", "batch", "group"])
+def test_residual_blocks_change_nothing_before_they_are_trained(normalization: str) -> None:
+    plain, deep = (
+        small_params(model__residual_blocks=number, model__normalization=normalization).model for number in (0, 2)
+    )
+    model, deeper = VAE(plain, 8, 3).eval(), VAE(deep, 8, 3).eval()
+    for side in ("encoder", "decoder"):
+        shallow = dict(model.named_modules())[side].state_dict()
+        offset = 2 if side == "decoder" else 0  # the blocks stand first in the decoder, last in the encoder
+        renamed = {
+            ".".join([*key.split(".")[:1], str(int(key.split(".")[1]) + offset), *key.split(".")[2:]])
+            if key.startswith("blocks")
+            else key: value
+            for key, value in shallow.items()
+        }
+        dict(deeper.named_modules())[side].load_state_dict(renamed, strict=False)
+    images = torch.rand(3, 3, 8, 8)
+    posterior, expected = deeper.encode(images), model.encode(images)
+    torch.testing.assert_close(posterior.mean, expected.mean)
+    torch.testing.assert_close(deeper.decode(expected.mean), model.decode(expected.mean))
+    deeper.decode(posterior.mean).sum().backward()
+    changed = [name for name, weight in deeper.named_parameters() if "change" in name and weight.grad is not None]
+    assert any(float(dict(deeper.named_parameters())[name].grad.abs().max()) > 0 for name in changed)  # type: ignore[union-attr]
+
+
 def test_dropout_is_off_in_evaluation_mode() -> None:
     model = VAE(small_params(model__dropout=0.5).model, 8, 3)
     images = torch.rand(4, 3, 8, 8)

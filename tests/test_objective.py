@@ -34,16 +34,29 @@ def test_gaussian_is_that_of_torch_distributions(sigma: float) -> None:
 def test_bernoulli_is_that_of_torch_distributions() -> None:
     binary = (IMAGES >= 0.5).float()
     expected = -Independent(Bernoulli(RECONSTRUCTION), 3).log_prob(binary)
-    torch.testing.assert_close(objective.bernoulli_nats(RECONSTRUCTION, IMAGES), expected)
+    torch.testing.assert_close(objective.bernoulli_nats(RECONSTRUCTION, binary), expected)
+    term = objective.discrete_nats("bernoulli", RECONSTRUCTION, binary, torch.tensor(0.0))
+    torch.testing.assert_close(term, expected)
 
 
-def test_squared_error_is_a_gaussian_of_variance_one_half() -> None:
-    expected = -Independent(Normal(RECONSTRUCTION, math.sqrt(0.5)), 3).log_prob(IMAGES)
-    sigma = torch.tensor(0.0)
-    nats = objective.reconstruction_nats("squared_error", RECONSTRUCTION, IMAGES, sigma)
-    torch.testing.assert_close(nats, expected)
-    term = objective.reconstruction_term("squared_error", RECONSTRUCTION, IMAGES, sigma)
+def test_squared_error_is_a_gaussian_of_variance_one_half_less_its_constant() -> None:
+    gaussian = -Independent(Normal(RECONSTRUCTION, math.sqrt(0.5)), 3).log_prob(IMAGES)
+    term = objective.reconstruction_term("squared_error", RECONSTRUCTION, IMAGES, torch.tensor(0.0))
+    torch.testing.assert_close(term, gaussian - 48 * 0.5 * math.log(math.pi))
     torch.testing.assert_close(term, ((RECONSTRUCTION - IMAGES) ** 2).sum((1, 2, 3)))
+
+
+@pytest.mark.parametrize(("sigma", "slack"), [(0.03, 0.02), (0.1, 0.002), (math.sqrt(0.5), 1e-4)])
+def test_discrete_nats_bound_the_probability_of_a_level_from_above(sigma: float, slack: float) -> None:
+    """The exact probability is the difference of the distribution function at the ends of a level."""
+    levels = (IMAGES * 255).round() / 255
+    reconstruction = (levels + sigma * torch.randn(levels.shape, generator=GENERATOR)).double()
+    likelihood = Normal(reconstruction, sigma)
+    exact = -(likelihood.cdf(levels + 0.5 / 255) - likelihood.cdf(levels - 0.5 / 255)).log().sum((1, 2, 3))
+    log_sigma = torch.tensor(math.log(sigma), dtype=torch.float64)
+    found = objective.discrete_nats("gaussian", reconstruction, levels.double(), log_sigma)
+    assert (found >= exact - 1e-6).all()
+    assert (found - exact < 48 * slack).all()
 
 
 def test_the_bound_of_a_linear_gaussian_model_is_tight_at_its_true_posterior() -> None:

@@ -72,6 +72,14 @@ def test_a_bad_value_is_told_by_key_value_and_what_is_allowed(key: str, value: o
         ({"data__split": "official"}, "data.split: 'official', but only celeba has a partition of its own"),
         ({"data__validation_fraction": 0.8}, "leave nothing to train on"),
         ({"data__test_fraction": 0}, "evaluate.split: 'test', but data.test_fraction is 0"),
+        (
+            {"train__likelihood": "bernoulli"},
+            "train.binarization: 'none', but train.likelihood 'bernoulli' is for black and white",
+        ),
+        (
+            {"train__binarization": "fixed"},
+            "train.binarization: 'fixed', but train.likelihood 'squared_error' is for all intensities",
+        ),
         ({"figures__strengths": [1, 0, -1]}, "figures.strengths: [1.0, 0.0, -1.0] must rise from negative to positive"),
     ],
 )

@@ -8,6 +8,7 @@ from facevae import pictures
 from facevae.errors import UserError
 from facevae.inference import decode_all, encode_all
 from facevae.model import VAE, to_unit_range
+from facevae.priors import StandardNormal
 
 IMAGES = disc_images(12)
 
@@ -21,7 +22,7 @@ def model() -> VAE:
 def test_encoding_and_decoding_do_not_depend_on_the_batch_size(model: VAE) -> None:
     whole = model.encode(to_unit_range(IMAGES, torch.device("cpu"))).mean.detach()
     for batch_size in (1, 5, 12):
-        torch.testing.assert_close(encode_all(model, IMAGES, batch_size), whole, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(encode_all(model, IMAGES, batch_size).mean, whole, atol=1e-5, rtol=1e-4)
     grid = whole.view(3, 4, 3)
     expected = (model.decode(whole).detach() * 255).round().permute(0, 2, 3, 1).numpy().reshape(3, 4, 8, 8, 3)
     assert np.abs(decode_all(model, grid, batch_size=5).astype(int) - expected).max() <= 1
@@ -30,16 +31,22 @@ def test_encoding_and_decoding_do_not_depend_on_the_batch_size(model: VAE) -> No
 def test_reconstructions_stand_below_their_originals(model: VAE) -> None:
     tiles = pictures.reconstruct(model, IMAGES)
     assert np.array_equal(tiles[0], IMAGES)
-    assert np.array_equal(tiles[1], decode_all(model, encode_all(model, IMAGES)))
+    assert np.array_equal(tiles[1], decode_all(model, encode_all(model, IMAGES).mean))
 
 
 def test_samples_are_fixed_by_their_seed(model: VAE) -> None:
-    first = pictures.sample(model, 7, 4, seed=0)
+    prior = StandardNormal(3)
+    first = pictures.sample(model, prior, 7, 4, seed=0)
     assert first.shape == (2, 4, 8, 8, 3)
     assert (first[1, 3] == 255).all()
     assert not (first[1, 2] == 255).all()
-    assert np.array_equal(first, pictures.sample(model, 7, 4, seed=0))
-    assert not np.array_equal(first, pictures.sample(model, 7, 4, seed=1))
+    assert np.array_equal(first, pictures.sample(model, prior, 7, 4, seed=0))
+    assert not np.array_equal(first, pictures.sample(model, prior, 7, 4, seed=1))
+
+
+def test_the_nearest_image_is_found_among_others() -> None:
+    near = (IMAGES[[4, 9]].astype(int) + 3).clip(0, 255).astype(np.uint8)
+    assert np.array_equal(pictures.nearest(near, IMAGES), IMAGES[None, [4, 9]])
 
 
 def test_an_interpolation_leads_from_one_reconstruction_to_the_other(model: VAE) -> None:
@@ -57,7 +64,7 @@ def test_attributes_are_varied_around_the_reconstruction(model: VAE) -> None:
     tiles = pictures.vary_attributes(model, IMAGES[:2], directions, ["B", "A"], [-1, 0, 1])
     assert np.array_equal(tiles[:, 0], IMAGES[:2])
     assert np.abs(tiles[:, 2].astype(int) - pictures.reconstruct(model, IMAGES[:2])[1]).max() <= 1
-    moved = encode_all(model, IMAGES[:1])[0] + directions["B"]
+    moved = encode_all(model, IMAGES[:1]).mean[0] + directions["B"]
     assert np.abs(tiles[0, 3].astype(int) - decode_all(model, moved[None])[0]).max() <= 1
     with pytest.raises(UserError, match="no attribute 'C'"):
         pictures.vary_attributes(model, IMAGES[:1], directions, ["C"], [-1, 0, 1])
@@ -66,7 +73,7 @@ def test_attributes_are_varied_around_the_reconstruction(model: VAE) -> None:
 def test_an_edit_adds_up_its_steps(model: VAE) -> None:
     directions = {"A": torch.tensor([1.0, 0, 0]), "B": torch.tensor([0, 2.0, 0])}
     tiles = pictures.edit_image(model, IMAGES[0], directions, {"A": 1.5, "B": -1.0})
-    moved = encode_all(model, IMAGES[:1]) + torch.tensor([1.5, -2.0, 0])
+    moved = encode_all(model, IMAGES[:1]).mean + torch.tensor([1.5, -2.0, 0])
     assert tiles.shape == (1, 3, 8, 8, 3)
     assert np.array_equal(tiles[0, 0], IMAGES[0])
     assert np.abs(tiles[0, 2].astype(int) - decode_all(model, moved)[0]).max() <= 1

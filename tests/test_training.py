@@ -38,7 +38,9 @@ def weights(model: VAE) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("likelihood", ["squared_error", "gaussian", "bernoulli"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_lowers_the_validation_loss(likelihood: str, precision: str) -> None:
-    history = run(small_params(train__epochs=15, train__likelihood=likelihood, train__precision=precision)).history
+    binarization = "threshold" if likelihood == "bernoulli" else "none"
+    params = small_params(train__likelihood=likelihood, train__binarization=binarization, train__precision=precision)
+    history = run(params.model_copy(update={"train": params.train.model_copy(update={"epochs": 15})})).history
     losses = history["validation_loss"]
     start = losses.iloc[0]
     assert losses.min() < start - 0.25 * abs(start)
@@ -212,6 +214,43 @@ def test_sigma_is_learned_for_the_gaussian_alone_and_stays_above_its_floor() -> 
     loop = loop_with(train__likelihood="gaussian", train__learning_rate=100.0)
     loop._train_step(to_unit_range(TRAIN[:8], CPU))
     assert loop.model.log_sigma.item() >= objective.LOG_SIGMA_FLOOR
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_kept() -> None:
+    params = small_params(train__average_decay=0.9, train__epochs=3, model__normalization="batch")
+    loop = loop_with(train__average_decay=0.9, model__normalization="batch")
+    expected = weights(loop.validated)
+    for step in range(1, 30):
+        loop._train_step(to_unit_range(TRAIN[:8], CPU))
+        decay = min(0.9, (1 + step) / (10 + step))
+        current = loop.model.state_dict()
+        for name, weight in expected.items():
+            if weight.is_floating_point():
+                expected[name] = decay * weight + (1 - decay) * current[name]
+    for name, weight in loop.validated.state_dict().items():
+        wanted = expected[name] if weight.is_floating_point() else current[name]
+        torch.testing.assert_close(weight, wanted)
+    assert not torch.equal(loop.validated.encoder.mean.weight, loop.model.encoder.mean.weight)
+    result = run(params)
+    kept = loop_with(train__average_decay=0.9, model__normalization="batch")
+    kept.validated.load_state_dict(result.model.state_dict())
+    best = result.history["validation_loss"].min()
+    assert kept.validate(VALIDATION)["validation_loss"] == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("binarization", ["threshold", "fixed", "per_epoch"])
+def test_black_and_white_images_are_trained_on(monkeypatch: pytest.MonkeyPatch, binarization: str) -> None:
+    seen: list[str] = []
+    step = _Loop._train_step
+
+    def record(loop: _Loop, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        assert set(images.unique().tolist()) == {0.0, 1.0}
+        seen.append(str(sorted(images.flatten(1).sum(1).tolist())))
+        return step(loop, images)
+
+    monkeypatch.setattr(_Loop, "_train_step", record)
+    run(small_params(train__likelihood="bernoulli", train__binarization=binarization, train__batch_size=60))
+    assert (seen[0] == seen[1]) is (binarization != "per_epoch")
 
 
 def test_to_unit_range_moves_channels_and_scales() -> None:

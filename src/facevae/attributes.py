@@ -1,6 +1,9 @@
 """Directions in latent space that stand for attributes: fit, apply, score, keep. The latent arithmetic."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,36 +14,95 @@ from torch import Tensor
 from facevae.checkpoint import read_tensors, write_tensors
 from facevae.errors import UserError
 
-Directions = dict[str, Tensor]
+Directions = dict[str, Tensor]  # by attribute, each (latent_dim,)
+Method = Literal["original", "difference", "balanced", "joint"]
+
+SMALLEST_GROUP = 5  # images: the mean of fewer is mostly noise
 
 
 class Header(BaseModel):
-    """The training whose latent space the directions lie in."""
+    """The training whose latent space the directions lie in, and whose edits were found to be the best."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint: str
+    best: Method
 
 
-def fit_directions(means: Tensor, attributes: pd.DataFrame) -> Directions:
-    """For each attribute the mean latent of the images that have it less that of those that have not.
+@dataclass(frozen=True)
+class FittedDirections:
+    """The directions by each method, and the method whose edits were found to be the best."""
 
-    So a step of 1 along a direction leads from the average image without the attribute to the average one with it
-    (Larsen et al. 2016, arXiv 1512.09300, section 3.2).
+    by_method: dict[Method, Directions]
+    best: Method
+
+
+def fit_directions(means: Tensor, attributes: pd.DataFrame, original_lambda: float) -> dict[Method, Directions]:
+    """The directions by each method, of every attribute that some images have and some have not.
 
     Parameters
     ----------
     means
         Posterior means, (N, latent_dim).
     attributes
-        Values 0 and 1, one row an image. Attributes that all images share are left out.
+        Values 0 and 1, one row an image.
+    original_lambda
+        The weight of the mean without the attribute in the original's formula.
     """
-    directions = {}
-    for name in attributes.columns:
-        has = torch.from_numpy(attributes[name].to_numpy(dtype=bool, copy=True))
-        if has.any() and not has.all():
-            directions[name] = means[has].mean(0) - means[~has].mean(0)
-    return directions
+    varied = varied_attributes(attributes)
+    has = torch.from_numpy(varied.to_numpy(dtype=bool, copy=True))
+    names = list(varied.columns)
+    fitted: dict[Method, Tensor] = {
+        "original": _mean_with(means, has) - original_lambda * _mean_with(means, ~has),
+        "difference": _mean_with(means, has) - _mean_with(means, ~has),
+        "balanced": _balanced_difference(means, has),
+        "joint": _joint_effects(means, has),
+    }
+    return {method: dict(zip(names, vectors, strict=True)) for method, vectors in fitted.items()}
+
+
+def _mean_with(means: Tensor, has: Tensor) -> Tensor:
+    """For each attribute the mean latent of the images that have it, (num_attributes, latent_dim).
+
+    The mean with less the mean without is the attribute vector of Larsen et al. 2016, arXiv 1512.09300, section 3.2: a
+    step of 1 leads from the average image without the attribute to the average one with it.
+    """
+    return (has.double().T @ means.double() / has.sum(0)[:, None]).float()
+
+
+def _balanced_difference(means: Tensor, has: Tensor) -> Tensor:
+    """The difference of means with the attribute that is most correlated with each held in balance.
+
+    It is the mean of the differences among the images that have that other attribute and among those that have not,
+    as if each combination were equally frequent (White 2016, arXiv 1609.04468, section 3.3). Where a combination is
+    rarer than five images, the next attribute in the order of correlation is taken.
+    """
+    vectors = _mean_with(means, has) - _mean_with(means, ~has)
+    correlation = has.double().T.corrcoef().abs().reshape(len(vectors), len(vectors))
+    for attribute, vector in enumerate(vectors):
+        own = has[:, attribute]
+        for other in correlation[attribute].argsort(descending=True, stable=True).tolist():
+            halves = [(own & same, ~own & same) for same in (has[:, other], ~has[:, other])]
+            if all(group.sum() >= SMALLEST_GROUP for half in halves for group in half):
+                vector.copy_(sum(means[with_it].mean(0) - means[without].mean(0) for with_it, without in halves) / 2)
+                break
+    return vectors
+
+
+def _joint_effects(means: Tensor, has: Tensor) -> Tensor:
+    """What each attribute adds to the latent while all others stay: least squares of the latents on all attributes.
+
+    Attributes that determine each other share their effect: a ridge of one image's weight makes the answer unique.
+    """
+    centred = has.double() - has.double().mean(0)
+    gram = centred.T @ centred + torch.eye(has.shape[1], dtype=torch.float64)
+    effects: Tensor = torch.linalg.solve(gram, centred.T @ means.double())
+    return effects.float()
+
+
+def varied_attributes(attributes: pd.DataFrame) -> pd.DataFrame:
+    """The columns of attributes that some images have and some have not."""
+    return attributes.loc[:, attributes.min() < attributes.max()]
 
 
 def edit(latent: Tensor, direction: Tensor, strength: float) -> Tensor:
@@ -48,22 +110,24 @@ def edit(latent: Tensor, direction: Tensor, strength: float) -> Tensor:
     return latent + strength * direction
 
 
-def auc_table(means: Tensor, attributes: pd.DataFrame, directions: Directions) -> pd.DataFrame:
+def auc_table(means: Tensor, attributes: pd.DataFrame, fitted: Mapping[Method, Directions]) -> pd.DataFrame:
     """How well each direction ranks images that it was not fitted on.
 
     Returns
     -------
     pandas.DataFrame
-        attribute, auc (of the projection on the direction; 0.5 is chance), num_with, num_without; by falling AUC.
-        Attributes that all these images share are left out.
+        attribute, num_with, num_without, and for each method the area under the ROC curve of the projection on its
+        direction (0.5 is chance); by falling mean over the methods. Attributes that these images share are left out.
     """
     rows = []
-    for name, direction in directions.items():
+    for name in fitted["difference"]:
         has = attributes[name].to_numpy(dtype=bool)
         if has.any() and not has.all():
-            rows.append((name, area_under_curve((means @ direction).numpy(), has), int(has.sum()), int((~has).sum())))
-    table = pd.DataFrame(rows, columns=["attribute", "auc", "num_with", "num_without"])
-    return table.sort_values("auc", ascending=False, kind="stable")
+            auc = [area_under_curve((means @ directions[name]).numpy(), has) for directions in fitted.values()]
+            rows.append((name, has.sum(), (~has).sum(), *auc))
+    table = pd.DataFrame(rows, columns=["attribute", "num_with", "num_without", *fitted])
+    order = table[list(fitted)].mean(axis=1).sort_values(ascending=False, kind="stable").index
+    return table.loc[order]
 
 
 def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -81,13 +145,17 @@ def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((ranks[labels].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 
 
-def save_directions(path: Path, directions: Directions, *, fingerprint: str) -> None:
+def save_directions(path: Path, fitted: FittedDirections, *, fingerprint: str) -> None:
     """Write the directions of the model whose training has this fingerprint."""
-    tensors = {name: vector.contiguous() for name, vector in directions.items()}
-    write_tensors(path, tensors, Header(fingerprint=fingerprint))
+    tensors = {
+        f"{method}/{name}": vector.contiguous()
+        for method, directions in fitted.by_method.items()
+        for name, vector in directions.items()
+    }
+    write_tensors(path, tensors, Header(fingerprint=fingerprint, best=fitted.best))
 
 
-def load_directions(path: Path, *, fingerprint: str) -> Directions:
+def load_directions(path: Path, *, fingerprint: str) -> FittedDirections:
     """Read the directions, and see that they belong to the model whose training has this fingerprint.
 
     Raises
@@ -97,14 +165,20 @@ def load_directions(path: Path, *, fingerprint: str) -> Directions:
     """
     if not path.is_file():
         raise UserError(f"{path} is missing: make it by `dvc repro evaluate`, or name another file of directions")
-    directions, text = read_tensors(path)
+    tensors, text = read_tensors(path)
     try:
-        found = Header.model_validate_json(text).fingerprint
+        header = Header.model_validate_json(text)
     except ValidationError as error:
-        raise UserError(f"{path} holds no directions of facevae: {error}") from error
-    if found != fingerprint:
-        raise UserError(f"{path} belongs to another model (training {found}, not {fingerprint}): evaluate this one")
-    return directions
+        raise UserError(f"{path} holds no directions of this version of facevae: {error}") from error
+    if header.fingerprint != fingerprint:
+        raise UserError(
+            f"{path} belongs to another model (training {header.fingerprint}, not {fingerprint}): evaluate this one"
+        )
+    by_method: dict[Method, Directions] = {method: {} for method in get_args(Method)}
+    for key, vector in tensors.items():
+        method, name = key.split("/", 1)
+        by_method[cast("Method", method)][name] = vector
+    return FittedDirections(by_method, header.best)
 
 
 def direction_of(directions: Directions, attribute: str) -> Tensor:
@@ -113,3 +187,12 @@ def direction_of(directions: Directions, attribute: str) -> Tensor:
         known = ", ".join(sorted(directions)) or "none, since the set has no attributes"
         raise UserError(f"no attribute {attribute!r}; there are: {known}")
     return directions[attribute]
+
+
+def require_known(key: str, attributes: Sequence[str], known: Iterable[str]) -> None:
+    """Raise a `UserError` where a key of the params names an attribute that there is not."""
+    known = sorted(known)
+    for attribute in attributes:
+        if attribute not in known:
+            there_are = f"there are {', '.join(known)}" if known else "the set has none: set the list to []"
+            raise UserError(f"{key}: {attribute!r} is no attribute of this set; {there_are}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from facevae.errors import UserError
 from facevae.files import write_bytes
 from facevae.model import VAE
-from facevae.params import Likelihood, ModelParams
+from facevae.params import Binarization, Likelihood, ModelParams, TrainParams
 
 HEADER = "facevae"  # the one key of the metadata: several would be written in any order
 
@@ -27,17 +27,19 @@ class Header(BaseModel):
     image_size: int
     image_channels: int
     likelihood: Likelihood
+    binarization: Binarization
     crop: int | None
     fingerprint: str
 
 
-def save(path: Path, model: VAE, likelihood: Likelihood, crop: int | None, fingerprint: str) -> None:
+def save(path: Path, model: VAE, params: TrainParams, crop: int | None, fingerprint: str) -> None:
     """Write the weights and the header; the same model gives the same bytes."""
     header = Header(
         model=model.params,
         image_size=model.image_size,
         image_channels=model.image_channels,
-        likelihood=likelihood,
+        likelihood=params.likelihood,
+        binarization=params.binarization,
         crop=crop,
         fingerprint=fingerprint,
     )

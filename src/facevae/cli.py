@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
 from facevae.errors import UserError, reported_errors
-from facevae.layout import DIRECTIONS, MODEL, PARAMS
+from facevae.layout import DIRECTIONS, MODEL, PARAMS, PRIORS
 
 if TYPE_CHECKING:
     from facevae.checkpoint import Header
@@ -22,6 +22,8 @@ CropOption = Annotated[
     int | None, typer.Option(min=1, help="Side of the centred square to take, in pixels. [default: as in training]")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed gives other samples.")]
+PriorName = Literal["normal", "mixture", "flow"]
+Method = Literal["original", "difference", "balanced", "joint"]  # those of facevae.attributes, which imports torch
 COLUMNS = 8
 TILE = 160  # pixels that an image should measure in a picture: few are shown at a time
 
@@ -42,14 +44,21 @@ def summary(
 def sample(
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="How many.")] = 32,
     seed: SeedOption = 0,
+    prior: Annotated[
+        PriorName | None, typer.Option(help="What to draw latents from. [default: the one that evaluate found best]")
+    ] = None,
+    priors: Annotated[Path | None, typer.Option(help=f"[default: {PRIORS.name} beside the model]")] = None,
     model: ModelOption = MODEL,
     output: OutputOption = Path("samples.png"),
 ) -> None:
-    """Draw faces from the prior."""
+    """Draw faces from a prior."""
     from facevae import checkpoint, pictures
+    from facevae.priors import load_priors
 
-    loaded, _ = checkpoint.load(model)
-    _write(output, pictures.sample(loaded, num_samples, min(num_samples, COLUMNS), seed))
+    loaded, header = checkpoint.load(model)
+    known = load_priors(priors or model.with_name(PRIORS.name), fingerprint=header.fingerprint)
+    chosen = known.priors[prior or known.best]
+    _write(output, pictures.sample(loaded, chosen, num_samples, min(num_samples, COLUMNS), seed))
 
 
 @app.command()
@@ -90,7 +99,10 @@ def edit(
     image: Annotated[Path, typer.Argument(help="An image file.")],
     add: Annotated[list[str] | None, typer.Option(help="An attribute to add; may be given several times.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="An attribute to take away; likewise.")] = None,
-    strength: Annotated[float, typer.Option(help="1 is the step from the average without to the average with.")] = 1.0,
+    strength: Annotated[float, typer.Option(help="Multiple of the attribute's direction.")] = 1.0,
+    method: Annotated[
+        Method | None, typer.Option(help="How directions are fitted. [default: as evaluate found best]")
+    ] = None,
     crop: CropOption = None,
     model: ModelOption = MODEL,
     directions: Annotated[Path | None, typer.Option(help=f"[default: {DIRECTIONS.name} beside the model]")] = None,
@@ -105,7 +117,8 @@ def edit(
         raise UserError(f"{', '.join(sorted(both))}: to be added and removed at once; choose one")
     loaded, header = checkpoint.load(model)
     path = directions or model.with_name(DIRECTIONS.name)
-    known = attributes.load_directions(path, fingerprint=header.fingerprint)
+    fitted = attributes.load_directions(path, fingerprint=header.fingerprint)
+    known = fitted.by_method[method or fitted.best]
     steps = dict.fromkeys(add or [], strength) | dict.fromkeys(remove or [], -strength)
     tiles = pictures.edit_image(loaded, _read([image], header, crop)[0], known, steps)
     _write(output, tiles, column_labels=("original", "reconstruction", "edited"))
@@ -143,6 +156,7 @@ def _project() -> Path:
 
 def _read(paths: list[Path], header: "Header", crop: int | None) -> NDArray[np.uint8]:
     """Images as the model saw its own, of shape (N, height, width, channels)."""
+    from facevae.binarization import binarize
     from facevae.images import BadImageError, fit_image, read_image
 
     pixels = []
@@ -151,7 +165,7 @@ def _read(paths: list[Path], header: "Header", crop: int | None) -> NDArray[np.u
             pixels.append(fit_image(read_image(path), header.image_size, header.image_channels, crop or header.crop))
         except BadImageError as error:
             raise UserError(f"{path} cannot be used: {error}") from error
-    return np.stack(pixels)
+    return binarize(np.stack(pixels), header.binarization, seed=0)
 
 
 def _write(

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table without its index, numbers to seven significant digits."""
     write_bytes(path, table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g", lineterminator="\n").encode())
+
+
+def write_csvs(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write tables as `write_csv` does, each under its name."""
+    for name, table in tables.items():
+        write_csv(folder / name, table)
 
 
 def round_number(value: float) -> float:

@@ -12,6 +12,7 @@ from facevae.params import Params
 PACKAGE = Path(__file__).parent
 TRAINING = (  # what training.py imports, and itself: the modules that the weights depend on
     "__init__.py",
+    "binarization.py",
     "errors.py",
     "files.py",
     "hardware.py",

@@ -1,36 +1,74 @@
-"""The pictures of the figures stage: what each shows, taken from the model, the prepared set and the history."""
+"""The pictures of the figures stage: what each shows, taken from what the stages before have left behind."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from facevae import figures, pictures
-from facevae.attributes import Directions
+from facevae import charts, checkpoint, figures, pictures
+from facevae.attributes import Directions, FittedDirections, load_directions, require_known
+from facevae.binarization import binarize
+from facevae.checkpoint import Header
 from facevae.errors import UserError
 from facevae.inference import encode_all
+from facevae.layout import DIRECTIONS, EDITS, HISTORY, LATENT, LEAKAGE, MODEL, PRIORS
 from facevae.model import VAE
 from facevae.params import FiguresParams
 from facevae.prepared import PreparedSet
+from facevae.priors import FittedPriors, load_priors
 
-FIGURES = ("losses", "reconstructions", "samples", "interpolation", "arithmetic", "latent_map")
-SAMPLE_COLUMNS = 12
+FIGURES = (
+    "losses",
+    "reconstructions",
+    "samples",
+    "samplers",
+    "neighbours",
+    "interpolation",
+    "arithmetic",
+    "strengths",
+    "leakage",
+    "latent_health",
+    "latent_map",
+)
+COLUMNS = 12
 MANIFOLD_STEPS = 15
 MAX_POINTS = 4000
 
 
-def render_all(
-    folder: Path,
-    model: VAE,
-    directions: Directions,
-    prepared: PreparedSet,
-    history: pd.DataFrame,
-    params: FiguresParams,
-    seed: int,
-) -> None:
+@dataclass(frozen=True)
+class Results:
+    """A trained model, what was fitted to its latents, the set, and the tables of training and evaluation."""
+
+    model: VAE
+    header: Header
+    priors: FittedPriors
+    directions: FittedDirections
+    prepared: PreparedSet
+    history: pd.DataFrame
+    latent: pd.DataFrame
+    edits: pd.DataFrame
+    leakage: pd.DataFrame
+
+
+def load_results() -> Results:
+    """All of it, from where the stages write it."""
+    model, header = checkpoint.load(MODEL)
+    return Results(
+        model,
+        header,
+        load_priors(PRIORS, fingerprint=header.fingerprint),
+        load_directions(DIRECTIONS, fingerprint=header.fingerprint),
+        PreparedSet(),
+        *(pd.read_csv(path) for path in (HISTORY, LATENT, EDITS, LEAKAGE)),
+    )
+
+
+def render_all(folder: Path, results: Results, params: FiguresParams, seed: int) -> None:
     """Write the figures into a folder, each under its name in `FIGURES`.
 
     Raises
@@ -38,25 +76,48 @@ def render_all(
     UserError
         `figures` names an attribute that the set does not have, or a split of fewer than two images.
     """
-    images = prepared.images(params.split)
+    model, prepared = results.model, results.prepared
+    images = binarize(prepared.images(params.split), results.header.binarization, seed)
     if len(images) < 2:
         raise UserError(f"figures.split: {params.split} has {len(images)} image(s), and the figures need two or more")
-    _require_known("figures.attributes", params.attributes, directions)
-    _require_known(
+    directions = results.directions.by_method[results.directions.best]
+    require_known("figures.attributes", params.attributes, directions)
+    require_known(
         "figures.latent_map_attributes", params.latent_map_attributes, prepared.attributes(params.split).columns
     )
-    paths = [folder / f"{name}.png" for name in FIGURES]
-    losses, reconstructions, samples, interpolation, arithmetic, latent_map = paths
-    figures.save_losses(losses, history)
+    paths = {name: folder / f"{name}.png" for name in FIGURES}
+    charts.save_losses(paths["losses"], results.history)
     figures.save_tiles(
-        reconstructions,
+        paths["reconstructions"],
         pictures.reconstruct(model, np.array(images[: params.num_reconstructions])),
         row_labels=("original", "reconstruction"),
     )
-    figures.save_tiles(samples, pictures.sample(model, params.num_samples, SAMPLE_COLUMNS, seed))
-    _render_interpolation(interpolation, model, images, params)
-    _render_arithmetic(arithmetic, model, images, directions, params)
-    _render_latent_map(latent_map, model, prepared, params)
+    best_prior = results.priors.priors[results.priors.best]
+    figures.save_tiles(paths["samples"], pictures.sample(model, best_prior, params.num_samples, COLUMNS, seed))
+    _render_samplers(paths["samplers"], results, seed)
+    _render_neighbours(paths["neighbours"], results, seed)
+    _render_interpolation(paths["interpolation"], model, images, params)
+    _render_arithmetic(paths["arithmetic"], model, images, directions, params)
+    _render_edits(paths["strengths"], paths["leakage"], results)
+    posteriors = encode_all(model, images[:MAX_POINTS])
+    draws = posteriors.sample(torch.Generator().manual_seed(seed))
+    charts.save_latent_health(paths["latent_health"], results.latent, draws.numpy())
+    _render_latent_map(paths["latent_map"], model, prepared, posteriors.mean, params)
+
+
+def _render_samplers(path: Path, results: Results, seed: int) -> None:
+    """A row from each prior."""
+    rows = [pictures.sample(results.model, prior, COLUMNS, COLUMNS, seed) for prior in results.priors.priors.values()]
+    figures.save_tiles(path, np.concatenate(rows), row_labels=list(results.priors.priors))
+
+
+def _render_neighbours(path: Path, results: Results, seed: int) -> None:
+    """Samples, and below each the training images that come nearest to it."""
+    train = binarize(results.prepared.images("train"), results.header.binarization, seed)
+    prior = results.priors.priors[results.priors.best]
+    samples = pictures.sample(results.model, prior, COLUMNS, COLUMNS, seed)
+    tiles = np.concatenate([samples, pictures.nearest(samples[0], train)])
+    figures.save_tiles(path, tiles, row_labels=("sample", "nearest training image"))
 
 
 def _render_interpolation(path: Path, model: VAE, images: NDArray[np.uint8], params: FiguresParams) -> None:
@@ -79,19 +140,26 @@ def _render_arithmetic(
     figures.save_tiles(path, tiles, row_labels=row_labels, column_labels=("original", *strengths))
 
 
-def _render_latent_map(path: Path, model: VAE, prepared: PreparedSet, params: FiguresParams) -> None:
-    images = np.array(prepared.images(params.split)[:MAX_POINTS])
-    means = encode_all(model, images)
+def _render_edits(strengths: Path, leakage: Path, results: Results) -> None:
+    if results.edits.empty:
+        for path in (strengths, leakage):
+            figures.save_note(path, "No edits were judged: evaluate.attributes is empty.")
+        return
+    charts.save_strengths(strengths, results.edits, results.directions.best)
+    charts.save_leakage(leakage, results.leakage.set_index("attribute"))
+
+
+def _render_latent_map(path: Path, model: VAE, prepared: PreparedSet, means: Tensor, params: FiguresParams) -> None:
     centre, axes = pictures.principal_plane(means)
     points = (means - centre) @ axes.T
     is_whole = model.params.latent_dim == 2
     scale = torch.ones(2) if is_whole else points.std(0)  # the prior's own, where the plane is the whole latent
     kind = "latent dimension" if is_whole else "principal axis"
-    figures.save_latent_map(
+    charts.save_latent_map(
         path,
         pictures.manifold(model, centre, axes, scale, MANIFOLD_STEPS),
         points.numpy(),
-        _first_attribute(prepared.attributes(params.split)[: len(images)], params.latent_map_attributes),
+        _first_attribute(prepared.attributes(params.split)[: len(means)], params.latent_map_attributes),
         _in_words(params.latent_map_attributes),
         (f"{kind} 1", f"{kind} 2"),
     )
@@ -101,14 +169,6 @@ def _first_attribute(table: pd.DataFrame, attributes: Sequence[str]) -> NDArray[
     """For each row the position of the first of the attributes that it has, or -1."""
     has = table[list(attributes)].to_numpy(dtype=bool)
     return np.where(has.any(axis=1), has.argmax(axis=1), -1) if attributes else np.full(len(table), -1)
-
-
-def _require_known(key: str, attributes: Sequence[str], known: Iterable[str]) -> None:
-    known = sorted(known)
-    for attribute in attributes:
-        if attribute not in known:
-            there_are = f"there are {', '.join(known)}" if known else "the set has none: set the list to []"
-            raise UserError(f"{key}: {attribute!r} is no attribute of this set; {there_are}")
 
 
 def _in_words(attributes: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 import torch
 
 from facevae.errors import UserError
-from facevae.params import TrainParams
+from facevae.params import Precision, TrainParams
 
 
 def set_up_device(params: TrainParams) -> torch.device:
@@ -24,10 +24,15 @@ def set_up_device(params: TrainParams) -> torch.device:
     return torch.device("cuda" if has_cuda and params.device != "cpu" else "cpu")
 
 
-def uses_bfloat16(params: TrainParams, device: torch.device) -> bool:
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """The context in which convolutions and products run in bfloat16 where `uses_bfloat16` has them so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(precision, device))
+
+
+def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
     """Whether convolutions and products run in bfloat16: for "auto", where the hardware does so natively."""
-    if params.precision != "auto":
-        return params.precision == "bfloat16"
+    if precision != "auto":
+        return precision == "bfloat16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facevae.model import VAE, to_unit_range
+from facevae.model import VAE, Posterior, to_unit_range
 
 BATCH_SIZE = 50  # images at a time; no result depends on it beyond rounding
 
@@ -19,10 +19,12 @@ def batches_of(images: NDArray[np.uint8], batch_size: int, device: torch.device)
 
 
 @torch.no_grad()
-def encode_all(model: VAE, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> Tensor:
-    """The posterior's mean of each image (N, height, width, channels): (N, latent_dim), on the CPU."""
+def encode_all(model: VAE, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> Posterior:
+    """The posteriors of images (N, height, width, channels), on the CPU."""
     device = next(model.parameters()).device
-    return torch.cat([model.encode(batch).mean.cpu() for batch in batches_of(images, batch_size, device)])
+    posteriors = [model.encode(batch) for batch in batches_of(images, batch_size, device)]
+    mean = torch.cat([posterior.mean for posterior in posteriors]).cpu()
+    return Posterior(mean, torch.cat([posterior.log_variance for posterior in posteriors]).cpu())
 
 
 @torch.no_grad()

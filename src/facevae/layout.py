@@ -5,8 +5,13 @@ from pathlib import Path
 PARAMS = Path("params.yaml")
 PREPARED = Path("data/prepared")
 MODEL = Path("models/vae.safetensors")
+CLASSIFIER = Path("models/classifier.safetensors")
+PRIORS = Path("models/priors.safetensors")
 DIRECTIONS = Path("models/directions.safetensors")
 TRAIN_METRICS = Path("metrics/train.json")
 EVALUATE_METRICS = Path("metrics/evaluate.json")
 PLOTS = Path("plots")
 HISTORY = PLOTS / "history.csv"
+LATENT = PLOTS / "latent.csv"
+EDITS = PLOTS / "edits.csv"
+LEAKAGE = PLOTS / "leakage.csv"

@@ -28,6 +28,46 @@ class Posterior:
         """The latent that standard normal `noise` stands for: the reparameterisation of section 2.4."""
         return self.mean + torch.exp(0.5 * self.log_variance) * noise
 
+    def log_density(self, latent: Tensor) -> Tensor:
+        """log q(latent | image) of one latent for each image, (batch, latent_dim), in nats, shape (batch,)."""
+        squares = (latent - self.mean).square() * torch.exp(-self.log_variance)
+        return -0.5 * (squares + self.log_variance + math.log(2 * math.pi)).sum(1)
+
+    def aggregate_moments(self) -> tuple[Tensor, Tensor]:
+        """Mean (latent_dim,) and covariance (latent_dim, latent_dim) of the aggregate posterior, as float64.
+
+        The covariance is that of the means plus the mean variance (the law of total variance), so that no draw adds
+        noise to it, and it has full rank however few the images.
+        """
+        means = self.mean.double()
+        return means.mean(0), means.T.cov(correction=0) + self.log_variance.double().exp().mean(0).diag()
+
+    def __getitem__(self, images: slice) -> "Posterior":
+        """The posteriors of some of the images."""
+        return Posterior(self.mean[images], self.log_variance[images])
+
+
+class Residual(nn.Module):
+    """Two convolutions whose result is added to what they were given, of the same shape; at first it is nothing.
+
+    Normalisation and activation stand before each (He et al. 2016, arXiv 1603.05027, figure 1b).
+    """
+
+    def __init__(self, params: ModelParams, channels: int) -> None:
+        super().__init__()
+        last = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        nn.init.zeros_(last.weight)
+        self.change = nn.Sequential(
+            *_after_convolution(params, channels),
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+            *_after_convolution(params, channels),
+            last,
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        changed: Tensor = features + self.change(features)
+        return changed
+
 
 class Encoder(nn.Module):
     """Images (batch, channel, height, width) in [0, 1] to a `Posterior`."""
@@ -42,7 +82,8 @@ class Encoder(nn.Module):
                     *_after_convolution(params, out_channels),
                 )
                 for in_channels, out_channels, stride in zip(widths, widths[1:], params.strides, strict=False)
-            )
+            ),
+            *(Residual(params, widths[-1]) for _ in range(params.residual_blocks)),
         )
         num_features = math.prod(feature_shape(params, image_size))
         self.mean = nn.Linear(num_features, params.latent_dim)
@@ -57,8 +98,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (batch, latent_dim) to images (batch, channel, height, width) in [0, 1].
 
-    Each transposed convolution undoes one convolution of the encoder, last to first. Nothing stands between the last
-    one and the sigmoid.
+    After as many residual blocks as the encoder ends with, each transposed convolution undoes one convolution of the
+    encoder, last to first. Nothing stands between the last one and the sigmoid.
     """
 
     def __init__(self, params: ModelParams, image_size: int, image_channels: int) -> None:
@@ -66,7 +107,7 @@ class Decoder(nn.Module):
         self._feature_shape = feature_shape(params, image_size)
         self.features = nn.Linear(params.latent_dim, math.prod(self._feature_shape))
         widths = (image_channels, *params.channels)
-        blocks = []
+        blocks: list[nn.Module] = [Residual(params, widths[-1]) for _ in range(params.residual_blocks)]
         for layer in reversed(range(len(params.strides))):
             block: list[nn.Module] = [_transposed(params, widths[layer + 1], widths[layer], params.strides[layer])]
             if layer > 0:

@@ -19,6 +19,8 @@ from facevae.yaml12 import Yaml12Loader
 
 Split = Literal["validation", "test"]
 Likelihood = Literal["squared_error", "gaussian", "bernoulli"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Binarization = Literal["none", "threshold", "fixed", "per_epoch"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -53,6 +55,7 @@ class ModelParams(Section):
     channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
     strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(strict=False, min_length=1)]
     kernel_size: Annotated[int, Field(ge=1, le=15)]
+    residual_blocks: Annotated[int, Field(ge=0)]  # on each side, at the smallest feature map
     latent_dim: Annotated[int, Field(ge=2)]
     normalization: Literal["none", "batch", "group"]
     negative_slope: Fraction
@@ -68,21 +71,38 @@ class TrainParams(Section):
     learning_rate_decay: Literal["none", "cosine"]
     learning_rate_warmup_steps: Annotated[int, Field(ge=0)]
     likelihood: Likelihood
+    binarization: Binarization  # of the images, for the Bernoulli likelihood alone
     beta: NotNegative
     kl_warmup_epochs: NotNegative
+    average_decay: Fraction | None  # of the average of the weights over the steps; None: the last weights
     clip_gradient_norm: Positive | None  # None: no clipping
     skip_gradient_norm: Positive | None  # None: only steps that are not finite are skipped
     max_skipped_steps: Annotated[int, Field(ge=0)]
-    precision: Literal["auto", "float32", "bfloat16"]
+    precision: Precision
     device: Literal["auto", "cpu", "cuda"]
     num_threads: PositiveInt
 
 
+class ClassifierParams(Section):
+    """How the attribute classifier is trained that judges samples and edits."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: Positive
+
+
 class EvaluateParams(Section):
-    """What the metrics are measured on."""
+    """What the metrics are measured on, and how thoroughly."""
 
     split: Split
     batch_size: PositiveInt
+    num_importance_samples: PositiveInt  # latents drawn for each image
+    num_samples: Annotated[int, Field(ge=2)]  # pictures drawn from each prior
+    attributes: Annotated[tuple[str, ...], Field(strict=False)]  # edits of which are judged
+    strengths: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+    num_edited_images: PositiveInt  # for each attribute, with and without it
+    original_lambda: Finite
+    num_bootstraps: PositiveInt
 
 
 class FiguresParams(Section):
@@ -111,13 +131,19 @@ class Params(Section):
     data: DataParams
     model: ModelParams
     train: TrainParams
+    classifier: ClassifierParams
     evaluate: EvaluateParams
     figures: FiguresParams
     tracking: TrackingParams
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        problems = [*_geometry_problems(self.data, self.model), *_data_problems(self.data), *_use_problems(self)]
+        problems = [
+            *_geometry_problems(self.data, self.model),
+            *_data_problems(self.data),
+            *_likelihood_problems(self.train),
+            *_use_problems(self),
+        ]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -184,6 +210,19 @@ def _data_problems(data: DataParams) -> Iterator[str]:
         yield (
             f"data.validation_fraction: {data.validation_fraction} and data.test_fraction {data.test_fraction} "
             "leave nothing to train on: their sum must be below 1"
+        )
+
+
+def _likelihood_problems(train: TrainParams) -> Iterator[str]:
+    if train.likelihood == "bernoulli" and train.binarization == "none":
+        yield (
+            "train.binarization: 'none', but train.likelihood 'bernoulli' is for black and white: choose per_epoch, "
+            "fixed or threshold"
+        )
+    if train.likelihood != "bernoulli" and train.binarization != "none":
+        yield (
+            f"train.binarization: {train.binarization!r}, but train.likelihood {train.likelihood!r} is for all "
+            "intensities: use none, or bernoulli"
         )
 
 

@@ -13,31 +13,39 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from facevae.attributes import Directions, direction_of, edit
-from facevae.inference import decode_all, encode_all
-from facevae.model import VAE
+from facevae.inference import BATCH_SIZE, batches_of, decode_all, encode_all
+from facevae.model import VAE, to_unit_range
+from facevae.priors import Prior
+from facevae.sample_quality import nearest_neighbours
 
 Tiles = NDArray[np.uint8]
 
 
 def reconstruct(model: VAE, images: NDArray[np.uint8]) -> Tiles:
     """Images (N, height, width, channels) in the first row, what the model makes of them in the second."""
-    return np.stack([images, decode_all(model, encode_all(model, images))])
+    return np.stack([images, decode_all(model, encode_all(model, images).mean)])
 
 
-def sample(model: VAE, num_samples: int, num_columns: int, seed: int) -> Tiles:
-    """Pictures decoded from the prior; the rest of the last row is white."""
-    noise = torch.randn(num_samples, model.params.latent_dim, generator=torch.Generator().manual_seed(seed))
-    pixels = decode_all(model, noise)
+def sample(model: VAE, prior: Prior, num_samples: int, num_columns: int, seed: int) -> Tiles:
+    """Pictures decoded from draws of a prior; the rest of the last row is white."""
+    pixels = decode_all(model, prior.sample(num_samples, torch.Generator().manual_seed(seed)))
     num_rows = math.ceil(num_samples / num_columns)
     tiles = np.full((num_rows * num_columns, *pixels.shape[1:]), 255, np.uint8)
     tiles[:num_samples] = pixels
     return tiles.reshape(num_rows, num_columns, *pixels.shape[1:])
 
 
+def nearest(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> Tiles:
+    """For each image (N, height, width, channels) that of the others which is nearest by squared error, in one row."""
+    device = torch.device("cpu")
+    indices, _ = nearest_neighbours(to_unit_range(images, device), batches_of(others, BATCH_SIZE, device))
+    return np.array(others[indices.numpy()])[None]
+
+
 def interpolate(model: VAE, starts: NDArray[np.uint8], ends: NDArray[np.uint8], num_steps: int) -> Tiles:
     """A row for each pair of images: the first, `num_steps` pictures on the line between their latents, the second."""
     weights = torch.linspace(0, 1, num_steps)[None, :, None]
-    first, last = encode_all(model, starts)[:, None], encode_all(model, ends)[:, None]
+    first, last = (encode_all(model, images).mean[:, None] for images in (starts, ends))
     between = decode_all(model, torch.lerp(first, last, weights))
     return np.concatenate([starts[:, None], between, ends[:, None]], axis=1)
 
@@ -59,7 +67,7 @@ def vary_attributes(
         Multiples of the direction, one a column.
     """
     moved = []
-    for latent, attribute in zip(encode_all(model, images), attributes, strict=True):
+    for latent, attribute in zip(encode_all(model, images).mean, attributes, strict=True):
         direction = direction_of(directions, attribute)
         moved.append(torch.stack([edit(latent, direction, strength) for strength in strengths]))
     return np.concatenate([images[:, None], decode_all(model, torch.stack(moved))], axis=1)
@@ -94,7 +102,7 @@ def edit_image(model: VAE, image: NDArray[np.uint8], directions: Directions, ste
 
     `steps` gives for each attribute how far: 1 is the step from the average without it to the average with it.
     """
-    latent = encode_all(model, image[None])[0]
+    latent = encode_all(model, image[None]).mean[0]
     moved = latent
     for attribute, strength in steps.items():
         moved = edit(moved, direction_of(directions, attribute), strength)

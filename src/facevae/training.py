@@ -14,9 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from facevae import objective
+from facevae.binarization import binarize
 from facevae.errors import UserError
 from facevae.files import round_number
-from facevae.hardware import set_up_device, uses_bfloat16
+from facevae.hardware import autocast, set_up_device
 from facevae.model import VAE, to_unit_range
 from facevae.params import ModelParams, TrainParams
 
@@ -79,17 +80,19 @@ def train(
     _, image_size, _, image_channels = train_images.shape
     model = VAE(model_params, image_size, image_channels).to(device)
     loop = _Loop(model, params, len(train_images), device, seed)
+    validation_images = binarize(validation_images, params.binarization, seed)
     rows: list[EpochRow] = []
     best_epoch, best_loss, best_weights = 0, math.inf, model.state_dict()
     with tqdm(total=params.epochs * len(train_images), desc="train", unit="image", disable=None) as bar:
         for epoch in range(1, params.epochs + 1):
-            numbers = {"epoch": epoch, **loop.train_epoch(train_images, bar), **loop.validate(validation_images)}
+            images = binarize(train_images, params.binarization, seed, epoch)
+            numbers = {"epoch": epoch, **loop.train_epoch(images, bar), **loop.validate(validation_images)}
             row = {key: round_number(value) for key, value in numbers.items()}
             if not math.isfinite(row["validation_loss"]):
                 raise UserError(f"the validation loss is {row['validation_loss']} after epoch {epoch}. {_ADVICE}")
             if row["validation_loss"] < best_loss:
                 best_epoch, best_loss = epoch, row["validation_loss"]
-                best_weights = copy.deepcopy(model.state_dict())
+                best_weights = copy.deepcopy(loop.validated.state_dict())
             rows.append(row)
             on_epoch(row)
     model.load_state_dict(best_weights)
@@ -130,10 +133,10 @@ class _Loop:
         self.steps_per_epoch = num_batches(num_images, params.batch_size)
         self.order = np.random.default_rng(seed)
         self.noise = torch.Generator(device).manual_seed(seed)
-        self.bfloat16 = uses_bfloat16(params, device)
         model.log_sigma.requires_grad_(params.likelihood == "gaussian")
         self.trainable = [weight for weight in model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.Adam(self.trainable, lr=params.learning_rate, fused=True)
+        self.validated = model if params.average_decay is None else copy.deepcopy(model)  # what is validated and kept
 
     def train_epoch(self, images: NDArray[np.uint8], bar: "tqdm[NoReturn]") -> EpochRow:
         """One pass over all images in a new order; means are over the steps that were taken."""
@@ -163,11 +166,11 @@ class _Loop:
     @torch.no_grad()
     def validate(self, images: NDArray[np.uint8]) -> EpochRow:
         """Means over all images, in evaluation mode, with the same noise every time."""
-        self.model.eval()
+        self.validated.eval()
         noise = torch.Generator(self.device).manual_seed(self.seed)
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in _batches(images, self.params.batch_size, np.arange(len(images))):
-            totals += torch.stack(self._terms(to_unit_range(batch, self.device), noise)) * len(batch)
+            totals += torch.stack(self._terms(self.validated, to_unit_range(batch, self.device), noise)) * len(batch)
         return self._row("validation", totals, len(images))
 
     def _train_step(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,7 +180,7 @@ class _Loop:
         scaling speaks to fused optimisers, so that nothing waits for the device.
         """
         buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch normalisation's running statistics
-        reconstruction, kl = self._terms(images, self.noise)
+        reconstruction, kl = self._terms(self.model, images, self.noise)
         self.optimizer.zero_grad()
         (reconstruction + self._kl_weight() * kl).backward()
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.trainable if weight.grad is not None])
@@ -194,16 +197,30 @@ class _Loop:
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(torch.where(skip, before, buffer))
         self.step += 1
+        if self.params.average_decay is not None:
+            self._average(self.params.average_decay)
         return torch.stack([reconstruction, kl]).detach(), norm, skip
 
-    def _terms(self, images: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _terms(self, model: VAE, images: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
         """Reconstruction and KL, means over a batch, in float32 whatever the network is in."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            posterior = self.model.encode(images)
-            reconstruction = self.model.decode(posterior.sample(noise))
-        likelihood, log_sigma = self.params.likelihood, self.model.log_sigma
+        with autocast(self.params.precision, self.device):
+            posterior = model.encode(images)
+            reconstruction = model.decode(posterior.sample(noise))
+        likelihood, log_sigma = self.params.likelihood, model.log_sigma
         reconstruction_term = objective.reconstruction_term(likelihood, reconstruction, images, log_sigma)
         return reconstruction_term.mean(), objective.kl_nats(posterior).mean()
+
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        """Move what is validated a little towards the weights (Polyak and Juditsky 1992), more in the first steps."""
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        for average, current in zip(
+            self.validated.state_dict().values(), self.model.state_dict().values(), strict=True
+        ):
+            if average.is_floating_point():
+                average.lerp_(current, 1 - decay)
+            else:  # the number of batches that batch normalisation has seen
+                average.copy_(current)
 
     def _row(self, split: str, totals: Tensor, num_images: float) -> EpochRow:
         """Mean reconstruction and KL, and the loss that they add up to at the full weight of the KL."""

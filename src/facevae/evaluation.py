@@ -1,0 +1,248 @@
+"""All that the evaluate stage measures, and what it fits to the training posteriors on the way."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from facevae.attributes import Directions, FittedDirections, Method, auc_table, fit_directions, require_known
+from facevae.binarization import binarize
+from facevae.checkpoint import Header
+from facevae.classifier import Classifier, judge
+from facevae.edits import RANDOM, EditStudy, Strengths, study_edits, with_control
+from facevae.errors import UserError
+from facevae.inference import batches_of, decode_all, encode_all
+from facevae.latent_health import active_units, aggregate_kl_nats, latent_table
+from facevae.likelihood import calibrated_log_sigma, likelihood_table
+from facevae.metrics import reconstruction_metrics
+from facevae.model import VAE, Posterior, to_unit_range
+from facevae.params import EvaluateParams
+from facevae.prepared import PreparedSet, SplitName
+from facevae.priors import FittedPriors, fit_priors
+from facevae.sample_quality import (
+    frechet_distance,
+    kernel_distance,
+    nearest_neighbours,
+    sharpness_ratio,
+)
+from facevae.sliced_wasserstein import sliced_wasserstein_distance
+
+MAX_CALIBRATION_IMAGES = 5000  # training images that the calibrated sigma is taken from
+MAX_NEIGHBOURS = 100  # samples whose nearest training image is looked for
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on a split, and what was fitted for it.
+
+    Attributes
+    ----------
+    metrics
+        Numbers by name, as docs/parameters.md explains them.
+    tables
+        By the name of their file.
+    priors, directions
+        Fitted to the training posteriors, and the best of them chosen on the validation images.
+    """
+
+    metrics: dict[str, float]
+    tables: dict[str, pd.DataFrame]
+    priors: FittedPriors
+    directions: FittedDirections
+
+
+def evaluate(
+    model: VAE, header: Header, classifier: Classifier, prepared: PreparedSet, params: EvaluateParams, *, seed: int
+) -> Evaluation:
+    """Measure a model on held-out images.
+
+    Raises
+    ------
+    UserError
+        `evaluate.attributes` names one that the training images do not vary in, or a split has fewer than two images.
+    """
+    require_known("evaluate.attributes", params.attributes, classifier.attributes)
+    names: tuple[SplitName, ...] = ("train", "validation", params.split)
+    splits: dict[SplitName, _Split] = {
+        name: _Split(model, header, prepared, name, params.batch_size, seed) for name in names
+    }
+    train, validation, held_out = (splits[name] for name in names)
+    priors = fit_priors(train.posteriors, validation.posteriors, seed=seed)
+    directions = fit_directions(train.posteriors.mean, train.attributes, params.original_lambda)
+    measure = _Measure(model, header, classifier, params, seed)
+    likelihood = measure.likelihood(train, held_out, priors)
+    samples = measure.samples(train, held_out, priors)
+    chosen = measure.edits(validation, directions)
+    edits = chosen if params.split == "validation" else measure.edits(held_out, directions)
+    best_method, strengths = chosen.best_method(), chosen.best_strengths()
+    metrics = {
+        **reconstruction_metrics(model, held_out.images, held_out.posteriors, batch_size=params.batch_size, seed=seed),
+        **_likelihood_metrics(likelihood, priors.best),
+        **_latent_metrics(held_out.posteriors),
+        **{str(name): value for name, value in samples.to_dict("index")[priors.best].items()},
+        "neighbour_distance_ratio": measure.neighbour_distance_ratio(train, held_out, priors),
+        **(_edit_metrics(edits, strengths, best_method) if params.attributes else {}),
+    }
+    tables = {
+        "latent.csv": latent_table(held_out.posteriors),
+        "likelihood.csv": likelihood,
+        "samplers.csv": samples.reset_index(),
+        "attribute_auc.csv": auc_table(held_out.posteriors.mean, held_out.attributes, directions),
+        "edits.csv": edits.table,
+        "leakage.csv": edits.leakage(strengths, best_method).reset_index(),
+    }
+    return Evaluation(metrics, tables, priors, FittedDirections(directions, best_method))
+
+
+class _Split:
+    """Images (N, height, width, channels) of a split as the model takes them, their attributes and posteriors."""
+
+    def __init__(
+        self, model: VAE, header: Header, prepared: PreparedSet, name: SplitName, batch_size: int, seed: int
+    ) -> None:
+        self.images = binarize(prepared.images(name), header.binarization, seed)
+        if len(self.images) < 2:
+            raise UserError(f"the {name} split has {len(self.images)} image(s), and evaluate needs two or more")
+        self.attributes = prepared.attributes(name)
+        self.posteriors = encode_all(model, self.images, batch_size)
+
+
+class _Measure:
+    """The measures that go through the decoder, with what they share."""
+
+    def __init__(self, model: VAE, header: Header, classifier: Classifier, params: EvaluateParams, seed: int) -> None:
+        self.model = model
+        self.header = header
+        self.classifier = classifier
+        self.params = params
+        self.seed = seed
+
+    def likelihood(self, train: _Split, held_out: _Split, priors: FittedPriors) -> pd.DataFrame:
+        """`likelihood_table` at the sigma trained with and at the one calibrated on training images."""
+        log_sigmas = {"trained": self.model.log_sigma.detach().cpu()}
+        if self.header.likelihood != "bernoulli":
+            some = slice(MAX_CALIBRATION_IMAGES)
+            metrics = reconstruction_metrics(
+                self.model,
+                train.images[some],
+                train.posteriors[some],
+                batch_size=self.params.batch_size,
+                seed=self.seed,
+            )
+            log_sigmas["calibrated"] = calibrated_log_sigma(metrics["squared_error"], train.images[0].size)
+        return likelihood_table(
+            self.model,
+            held_out.images,
+            held_out.posteriors,
+            self.header.likelihood,
+            log_sigmas,
+            priors.priors,
+            num_importance_samples=self.params.num_importance_samples,
+            batch_size=self.params.batch_size,
+            seed=self.seed,
+        )
+
+    def samples(self, train: _Split, held_out: _Split, priors: FittedPriors) -> pd.DataFrame:
+        """How near pictures drawn from each prior come to the held-out images; index: sampler.
+
+        For comparison there are the same measures of reconstructions of held-out images, and of training images, which
+        are as near as can be. All sets are of one size, since the distances depend on it.
+        """
+        count = min(self.params.num_samples, len(train.images), len(held_out.images))
+        real = np.array(held_out.images[:count])
+        sets = {name: self._draw(priors, name, count) for name in priors.priors}
+        sets["reconstructions"] = self._decode(held_out.posteriors.mean[:count])
+        sets["training images"] = np.array(train.images[:count])
+        real_features = self._features(real)
+        rows = {}
+        for name, pictures in sets.items():
+            features = self._features(pictures)
+            rows[name] = {
+                "heldout_latent_nats": priors.heldout_nats.get(name),
+                "frechet_distance": frechet_distance(features, real_features),
+                "kernel_distance": kernel_distance(features, real_features),
+                "sliced_wasserstein_distance": sliced_wasserstein_distance(real, pictures, seed=self.seed).mean,
+                "sharpness_ratio": sharpness_ratio(pictures, real),
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("sampler")
+
+    def neighbour_distance_ratio(self, train: _Split, held_out: _Split, priors: FittedPriors) -> float:
+        """Median distance of samples to the nearest training image over that of reconstructions of held-out images.
+
+        Near 0 the samples are copies of training images; both kinds of pictures are blurred alike.
+        """
+        pictures = {
+            "samples": self._draw(priors, priors.best, MAX_NEIGHBOURS),
+            "reconstructions": self._decode(held_out.posteriors.mean[:MAX_NEIGHBOURS]),
+        }
+        device = torch.device("cpu")
+        medians = {}
+        for name, tiles in pictures.items():
+            queries = to_unit_range(tiles, device)
+            _, distances = nearest_neighbours(queries, batches_of(train.images, self.params.batch_size, device))
+            medians[name] = float(distances.median())
+        return medians["samples"] / medians["reconstructions"]
+
+    def edits(self, split: _Split, directions: dict[Method, Directions]) -> EditStudy:
+        """`study_edits` as the params have it."""
+        return study_edits(
+            self.model,
+            self.classifier,
+            split.images,
+            split.attributes,
+            with_control(directions, self.seed),
+            self.params.attributes,
+            self.params.strengths,
+            num_images=self.params.num_edited_images,
+            num_bootstraps=self.params.num_bootstraps,
+            batch_size=self.params.batch_size,
+            seed=self.seed,
+        )
+
+    def _draw(self, priors: FittedPriors, name: str, count: int) -> NDArray[np.uint8]:
+        return self._decode(priors.priors[name].sample(count, torch.Generator().manual_seed(self.seed)))
+
+    def _decode(self, latent: Tensor) -> NDArray[np.uint8]:
+        return decode_all(self.model, latent, self.params.batch_size)
+
+    def _features(self, images: NDArray[np.uint8]) -> Tensor:
+        return judge(self.classifier, images, self.params.batch_size).features
+
+
+def _likelihood_metrics(table: pd.DataFrame, best_prior: str) -> dict[str, float]:
+    """The bounds of the model as it was trained, and the bits that a calibrated sigma and the best prior bring."""
+    rows = {(row.pop("sigma"), row.pop("prior")): row for row in table.to_dict("records")}
+    sigma = "calibrated" if ("calibrated", "normal") in rows else "trained"
+    bits = "importance_weighted_bits_per_dimension"
+    return {
+        **{str(name): value for name, value in rows["trained", "normal"].items()},
+        "calibrated_bits_per_dimension": rows[sigma, "normal"][bits],
+        "fitted_prior_bits_per_dimension": rows[sigma, best_prior][bits],
+    }
+
+
+def _latent_metrics(posteriors: Posterior) -> dict[str, float]:
+    num_active = active_units(posteriors.mean)
+    if num_active == 0:
+        logger.warning(
+            "the posterior has collapsed: no latent dimension is active, and every reconstruction is the same picture. "
+            "Lower train.beta, or raise train.kl_warmup_epochs"
+        )
+    return {
+        "active_units": num_active,
+        "aggregate_kl_nats": aggregate_kl_nats(posteriors),
+        "posterior_collapsed": int(num_active == 0),
+    }
+
+
+def _edit_metrics(edits: EditStudy, strengths: Strengths, method: Method) -> dict[str, float]:
+    """Means over attributes at the strengths that were the best on the validation images."""
+    means = edits.at(strengths).groupby("method")[["success", "leakage", "selectivity", "ssim"]].mean().to_dict("index")
+    own = {f"edit_{name}": value for name, value in means[method].items()}
+    return {**own, "edit_success_random": means[RANDOM]["success"]}

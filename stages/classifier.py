@@ -1,0 +1,22 @@
+"""Train the attribute classifier, by which samples and edits are judged, on the training images."""
+
+from facevae.classifier import save_classifier, train_classifier
+from facevae.errors import reported_errors
+from facevae.hardware import set_up_device
+from facevae.layout import CLASSIFIER
+from facevae.params import load_params
+from facevae.prepared import PreparedSet
+
+
+def main() -> None:
+    params = load_params()
+    prepared = PreparedSet()
+    images, attributes = prepared.images("train"), prepared.attributes("train")
+    device, precision = set_up_device(params.train), params.train.precision
+    classifier = train_classifier(images, attributes, params.classifier, precision, device, seed=params.seed)
+    save_classifier(CLASSIFIER, classifier, data_digest=prepared.digest)
+
+
+if __name__ == "__main__":
+    with reported_errors():
+        main()

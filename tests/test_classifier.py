@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import disc_images, small_params
+
+from facevae.classifier import Classifier, judge, load_classifier, save_classifier, train_classifier
+from facevae.errors import UserError
+from facevae.model import to_unit_range
+
+IMAGES = disc_images(200, size=16)
+RED = IMAGES[..., 0].sum((1, 2)) > IMAGES[..., 2].sum((1, 2))
+LARGE = (IMAGES.max(3) > 0).sum((1, 2)) > 70
+ATTRIBUTES = pd.DataFrame({"Red": RED, "Large": LARGE, "Round": True}).astype(int)
+CPU = torch.device("cpu")
+
+
+def trained(epochs: int = 1, seed: int = 0, attributes: pd.DataFrame = ATTRIBUTES[:150]) -> Classifier:
+    params = small_params(classifier__epochs=epochs, classifier__batch_size=25, classifier__learning_rate=0.01)
+    return train_classifier(IMAGES[:150], attributes, params.classifier, "float32", CPU, seed=seed)
+
+
+def test_it_learns_to_tell_attributes_of_images_that_it_has_not_seen() -> None:
+    classifier = trained(epochs=15)
+    assert classifier.attributes == ("Red", "Large")  # all are round
+    probabilities = judge(classifier, IMAGES[150:], 20).probabilities.numpy()
+    right = (probabilities > 0.5) == ATTRIBUTES[["Red", "Large"]][150:].to_numpy(dtype=bool)
+    assert (right.mean(0) > 0.85).all()
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    first, again, other = (trained(seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["logits.weight"], other["logits.weight"])
+
+
+def test_judgements_are_those_of_the_network_whatever_the_batch() -> None:
+    classifier = trained()
+    judgements = [judge(classifier, IMAGES, size) for size in (7, 200)]
+    torch.testing.assert_close(judgements[0].features, judgements[1].features)
+    with torch.no_grad():
+        logits = classifier(to_unit_range(IMAGES, CPU))
+    torch.testing.assert_close(judgements[0].probabilities, torch.sigmoid(logits))
+    assert judgements[0].features.shape == (200, 128)
+
+
+def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    classifier, path = trained(), tmp_path / "classifier.safetensors"
+    save_classifier(path, classifier, data_digest="a")
+    loaded = load_classifier(path, data_digest="a")
+    assert loaded.attributes == classifier.attributes
+    assert torch.equal(judge(loaded, IMAGES, 50).probabilities, judge(classifier, IMAGES, 50).probabilities)
+
+
+def test_one_of_another_set_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "classifier.safetensors"
+    with pytest.raises(UserError, match=r"classifier.safetensors is missing: make it by `dvc repro classifier`"):
+        load_classifier(path, data_digest="a")
+    save_classifier(path, trained(), data_digest="a")
+    with pytest.raises(UserError, match=r"was trained on another set \(a, not b\)"):
+        load_classifier(path, data_digest="b")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="is damaged"):
+        load_classifier(path, data_digest="a")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_set_without_attributes_has_features_all_the_same(channels: int) -> None:
+    images = disc_images(10, channels=channels)
+    params = small_params().classifier
+    classifier = train_classifier(images, pd.DataFrame(index=range(10)), params, "float32", CPU, seed=0)
+    judgement = judge(classifier, images, 4)
+    assert judgement.probabilities.shape == (10, 0)
+    assert np.unique(judgement.features.numpy(), axis=0).shape[0] == 10

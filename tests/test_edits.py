@@ -1,0 +1,135 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from facevae.classifier import WIDTHS, Classifier
+from facevae.edits import RANDOM, EditStudy, study_edits, with_control
+from facevae.model import Posterior
+
+SIZE = 8
+GENERATOR = np.random.default_rng(0)
+LABELS = GENERATOR.integers(0, 2, (60, 2)).astype(bool)
+
+
+class Swatches(nn.Module):
+    """Latent (red, blue, -) to an image of that even colour and back, so that every edit has a known outcome."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(()))
+
+    def encode(self, images: Tensor) -> Posterior:
+        colour = images.mean((2, 3))
+        return Posterior(torch.stack([colour[:, 0], colour[:, 2], colour[:, 1]], 1), torch.zeros(len(images), 3))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        colour = torch.stack([latent[:, 0], latent[:, 2], latent[:, 1]], 1).clamp(0, 1)
+        return colour[:, :, None, None].expand(-1, 3, SIZE, SIZE)
+
+
+class Colours(Classifier):
+    """Red and Blue are there where that channel is above 1/2."""
+
+    def __init__(self) -> None:
+        super().__init__(3, ("Red", "Blue"))
+        weight = torch.zeros(2, WIDTHS[-1])
+        weight[0, 0] = weight[1, 2] = 100.0
+        self.logits.weight.data, self.logits.bias.data = weight, torch.full((2,), -50.0)
+
+    def features(self, images: Tensor) -> Tensor:
+        return nn.functional.pad(images.mean((2, 3)), (0, WIDTHS[-1] - 3))
+
+
+def swatches() -> NDArray[np.uint8]:
+    """Channels of 0.2 or 0.8 for Red and Blue, green random."""
+    red, blue = (np.where(LABELS[:, column], 0.8, 0.2) for column in (0, 1))
+    colour = np.stack([red, GENERATOR.random(60) * 0.1, blue], 1)
+    return np.broadcast_to((colour * 255).astype(np.uint8)[:, None, None], (60, SIZE, SIZE, 3)).copy()
+
+
+IMAGES = swatches()
+ATTRIBUTES = pd.DataFrame(LABELS.astype(int), columns=["Red", "Blue"])
+CLEAN = {"Red": torch.tensor([0.5, 0.0, 0.0]), "Blue": torch.tensor([0.0, 0.5, 0.0])}
+MIXED = {"Red": torch.tensor([0.5, 0.5, 0.0]), "Blue": torch.tensor([0.5, 0.5, 0.0])}
+NEUTRAL = {"Red": torch.tensor([0.0, 0.0, 0.05]), "Blue": torch.tensor([0.0, 0.0, 0.05])}
+
+
+def study(num_images: int = 50) -> EditStudy:
+    return study_edits(
+        Swatches(),  # type: ignore[arg-type]
+        Colours().eval(),
+        IMAGES,
+        ATTRIBUTES,
+        {"original": MIXED, "joint": CLEAN, RANDOM: NEUTRAL},
+        ["Red", "Blue"],
+        [0.2, 1.0],
+        num_images=num_images,
+        num_bootstraps=50,
+        batch_size=16,
+        seed=0,
+    )
+
+
+STUDY = study()
+
+
+def row(attribute: str, method: str, strength: float) -> dict[str, float]:
+    rows = {(row["attribute"], row["method"], row["strength"]): row for row in STUDY.table.to_dict("records")}
+    return {str(key): value for key, value in rows[attribute, method, strength].items()}
+
+
+def test_an_edit_along_its_own_colour_succeeds_and_leaks_nothing() -> None:
+    found = row("Red", "joint", 1.0)
+    assert (found["success"], found["leakage"], found["selectivity"]) == (1, 0, 1)
+    assert (found["success_low"], found["success_high"]) == (1, 1)
+    assert row("Red", "joint", 0.2)["success"] == 0
+    assert found["cycle_error"] < 0.02
+    assert found["ssim"] < row("Red", "joint", 0.2)["ssim"] < 1
+
+
+def test_an_edit_that_moves_both_colours_leaks_where_the_other_can_change() -> None:
+    found = row("Red", "original", 1.0)
+    assert found["success"] == 1
+    can_change = LABELS[:, 0] == LABELS[:, 1]  # towards more of both, or less of both
+    assert found["leakage"] == pytest.approx(can_change.mean())
+
+
+def test_the_control_changes_nothing() -> None:
+    found = row("Blue", RANDOM, 1.0)
+    assert (found["success"], found["leakage"]) == (0, 0)
+
+
+def test_the_best_method_and_strengths_are_those_that_select() -> None:
+    assert STUDY.best_method() == "joint"
+    strengths = STUDY.best_strengths()
+    assert strengths["joint", "Red"] == strengths["joint", "Blue"] == 1.0
+    at_best = STUDY.at(strengths).groupby("method")["success"].mean()
+    assert at_best.to_dict() == {"joint": 1, "original": pytest.approx(1), RANDOM: 0}
+
+
+def test_the_leakage_matrix_tells_which_attributes_changed() -> None:
+    clean, mixed = (
+        STUDY.leakage(STUDY.best_strengths(), method).loc[["Red", "Blue"], ["Red", "Blue"]].to_numpy()
+        for method in ("joint", "original")
+    )
+    assert clean == pytest.approx(np.eye(2), abs=0.01)
+    assert np.diag(mixed) == pytest.approx([1, 1], abs=0.01)
+    assert abs(mixed[0, 1]) > 0.1
+
+
+def test_only_as_many_images_are_taken_as_asked_for() -> None:
+    assert set(study(num_images=5).table["num_images"]) == {10}
+    assert STUDY.table["num_images"].max() == 60
+
+
+def test_the_control_is_as_long_as_the_difference_of_means() -> None:
+    directions = with_control({"difference": CLEAN, "joint": MIXED}, seed=0)
+    for name, vector in CLEAN.items():
+        assert directions[RANDOM][name].norm() == pytest.approx(float(vector.norm()))
+        assert not torch.allclose(directions[RANDOM][name], vector)
+    again, other = (with_control({"difference": CLEAN}, seed=seed)[RANDOM]["Red"] for seed in (0, 1))
+    assert torch.equal(directions[RANDOM]["Red"], again)
+    assert not torch.equal(again, other)

@@ -1,0 +1,133 @@
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_params
+
+from facevae import objective
+from facevae.attributes import area_under_curve
+from facevae.checkpoint import Header
+from facevae.classifier import Classifier, train_classifier
+from facevae.errors import UserError
+from facevae.evaluation import Evaluation, evaluate
+from facevae.inference import encode_all
+from facevae.metrics import reconstruction_metrics
+from facevae.model import VAE
+from facevae.params import Params
+from facevae.preparation import prepare
+from facevae.prepared import PreparedSet
+from facevae.sources.folder import open_folder
+from facevae.training import train
+
+CPU = torch.device("cpu")
+TABLES = ["latent.csv", "likelihood.csv", "samplers.csv", "attribute_auc.csv", "edits.csv", "leakage.csv"]
+
+
+@pytest.fixture
+def prepared(write_images: Callable[..., Path], tmp_path: Path) -> PreparedSet:
+    """Forty images, of which every other is said to be odd."""
+    root = write_images([f"{i:02}.png" for i in range(40)])
+    (root / "attributes.csv").write_text("name,Odd\n" + "".join(f"{i:02}.png,{i % 2}\n" for i in range(40)))
+    prepare(open_folder(root, None), small_params(data__source="folder").data, 0, tmp_path / "prepared")
+    return PreparedSet(tmp_path / "prepared")
+
+
+def trained(prepared: PreparedSet, params: Params) -> tuple[VAE, Header]:
+    images = prepared.images("train"), prepared.images("validation")
+    result = train(*images, params.model, params.train, seed=0, on_epoch=lambda _: None)
+    likelihood, binarization = params.train.likelihood, params.train.binarization
+    fields = {"image_size": 8, "image_channels": 3, "crop": None, "fingerprint": "abc"}
+    header = Header(model=params.model, likelihood=likelihood, binarization=binarization, **fields)  # type: ignore[arg-type]
+    return result.model, header
+
+
+def measured(prepared: PreparedSet, attributes: tuple[str, ...] = ("Odd",), **changes: object) -> Evaluation:
+    params = small_params(evaluate__attributes=list(attributes), **changes)
+    model, header = trained(prepared, params)
+    images, table = prepared.images("train"), prepared.attributes("train")[list(attributes)]
+    classifier = train_classifier(images, table, params.classifier, "float32", CPU, seed=0)
+    return evaluate(model, header, classifier, prepared, params.evaluate, seed=0)
+
+
+def test_everything_is_measured_on_the_split_that_is_asked_for(prepared: PreparedSet) -> None:
+    params = small_params(evaluate__attributes=["Odd"])
+    model, _ = trained(prepared, params)
+    for split in ("test", "validation"):
+        evaluation = measured(prepared, evaluate__split=split)
+        images = np.array(prepared.images("test" if split == "test" else "validation"))
+        posteriors = encode_all(model, images)
+        expected = reconstruction_metrics(model, images, posteriors, batch_size=5, seed=0)
+        assert evaluation.metrics["squared_error"] == pytest.approx(expected["squared_error"])
+        assert evaluation.tables["latent.csv"]["kl_nats"].sum() == pytest.approx(expected["kl_nats"], rel=1e-4)
+        (row,) = evaluation.tables["attribute_auc.csv"].to_dict("records")
+        has = prepared.attributes("test" if split == "test" else "validation")["Odd"].to_numpy(dtype=bool)
+        scores = (posteriors.mean @ evaluation.directions.by_method["joint"]["Odd"]).numpy()
+        assert row["joint"] == pytest.approx(area_under_curve(scores, has))
+        assert row["num_with"] + row["num_without"] == len(images)
+
+
+def test_the_metrics_are_finite_and_those_of_the_tables(prepared: PreparedSet) -> None:
+    evaluation = measured(prepared)
+    assert np.isfinite(list(evaluation.metrics.values())).all()
+    assert list(evaluation.tables) == TABLES
+    samplers = evaluation.tables["samplers.csv"].set_index("sampler").to_dict("index")
+    assert evaluation.metrics["frechet_distance"] == samplers[evaluation.priors.best]["frechet_distance"]
+    assert {*evaluation.priors.priors, "reconstructions", "training images"} == set(samplers)
+    rows = evaluation.tables["likelihood.csv"].to_dict("records")
+    bits = {(row["sigma"], row["prior"]): row["importance_weighted_bits_per_dimension"] for row in rows}
+    assert evaluation.metrics["importance_weighted_bits_per_dimension"] == bits["trained", "normal"]
+    assert evaluation.metrics["calibrated_bits_per_dimension"] == bits["calibrated", "normal"]
+    assert evaluation.metrics["fitted_prior_bits_per_dimension"] == bits["calibrated", evaluation.priors.best]
+    assert bits["calibrated", "normal"] < bits["trained", "normal"]
+    assert evaluation.metrics["importance_weighted_nats"] >= evaluation.metrics["elbo_nats"]
+
+
+def test_the_same_seed_gives_the_same_numbers(prepared: PreparedSet) -> None:
+    first, again = measured(prepared), measured(prepared)
+    assert first.metrics == again.metrics
+    for name in TABLES:
+        assert first.tables[name].equals(again.tables[name]), name
+
+
+def test_a_posterior_that_has_collapsed_is_told(prepared: PreparedSet, caplog: pytest.LogCaptureFixture) -> None:
+    evaluation = measured(prepared, train__beta=1e6, train__epochs=5)
+    assert (evaluation.metrics["posterior_collapsed"], evaluation.metrics["active_units"]) == (1, 0)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "the posterior has collapsed" in caplog.text
+    assert measured(prepared, train__beta=0.0, train__epochs=5).metrics["posterior_collapsed"] == 0
+    assert len(caplog.records) == 1
+
+
+def test_a_set_without_attributes_has_all_but_edits(prepared: PreparedSet) -> None:
+    evaluation = measured(prepared, attributes=())
+    assert "frechet_distance" in evaluation.metrics
+    assert not [name for name in evaluation.metrics if name.startswith("edit")]
+    assert len(evaluation.tables["edits.csv"]) == len(evaluation.tables["leakage.csv"]) == 0
+    assert evaluation.directions.best == "difference"
+
+
+def test_black_and_white_images_have_one_likelihood(prepared: PreparedSet) -> None:
+    evaluation = measured(prepared, train__likelihood="bernoulli", train__binarization="per_epoch")
+    assert set(evaluation.tables["likelihood.csv"]["sigma"]) == {"trained"}
+    metrics = evaluation.metrics
+    assert metrics["calibrated_bits_per_dimension"] == metrics["importance_weighted_bits_per_dimension"]
+    assert -8 * 8 * 3 * 2 < metrics["elbo_nats"] < 0
+
+
+def test_what_cannot_be_measured_is_told_by_its_key(prepared: PreparedSet) -> None:
+    params = small_params(evaluate__attributes=["Bald"])
+    model, header = trained(prepared, params)
+    classifier = Classifier(3, ("Odd",)).eval()
+    with pytest.raises(UserError, match="evaluate.attributes: 'Bald' is no attribute of this set; there are Odd"):
+        evaluate(model, header, classifier, prepared, params.evaluate, seed=0)
+
+
+def test_the_trained_sigma_of_squared_error_is_the_root_of_one_half(prepared: PreparedSet) -> None:
+    params = small_params(evaluate__attributes=["Odd"])
+    model, _ = trained(prepared, params)
+    assert float(objective.gaussian_nats(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), model.log_sigma)) == (
+        pytest.approx(1 + 0.5 * np.log(np.pi))
+    )

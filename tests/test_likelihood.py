@@ -1,0 +1,125 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import disc_images, small_params
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from facevae import objective
+from facevae.inference import encode_all
+from facevae.likelihood import calibrated_log_sigma, likelihood_table
+from facevae.model import VAE, Posterior, to_unit_range
+from facevae.priors import StandardNormal
+
+SIGMA = 0.1
+SIZE = 6  # pixels, height = width
+LATENT = 2
+
+
+class LinearVAE(nn.Module):
+    """x = W z + 1/2 + noise: its posterior and its likelihood are known; `widening` makes the posterior too wide."""
+
+    def __init__(self, widening: float = 1.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(0.05 * torch.randn(SIZE**2, LATENT, generator=generator))
+        self.widening = widening
+
+    def encode(self, images: Tensor) -> Posterior:
+        precision = torch.eye(LATENT) + self.weight.T @ self.weight / SIGMA**2
+        mean = torch.linalg.solve(precision, self.weight.T @ (images.flatten(1) - 0.5).T / SIGMA**2).T
+        return Posterior(mean, (self.widening / precision.diagonal()).log().expand_as(mean))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return (latent @ self.weight.T + 0.5).view(-1, 1, SIZE, SIZE)
+
+    def exact(self, images: Tensor) -> float:
+        """log P of the levels of 8-bit pixels, the density being all but constant over a level."""
+        covariance = self.weight @ self.weight.T + SIGMA**2 * torch.eye(SIZE**2)
+        density = MultivariateNormal(torch.full((SIZE**2,), 0.5), covariance).log_prob(images.flatten(1))
+        return float((density + SIZE**2 * math.log(objective.LEVEL_WIDTH)).mean().detach())
+
+
+def bounds(model: Any, num_importance_samples: int) -> tuple[float, float, float]:
+    """ELBO, importance-weighted bound and exact log-likelihood of images of the linear model."""
+    with torch.no_grad():
+        clean = model.decode(torch.randn(40, LATENT, generator=torch.Generator().manual_seed(1)))
+    noisy = clean + SIGMA * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
+    images = (noisy.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    table = likelihood_table(
+        model,
+        images,
+        encode_all(model, images),
+        "gaussian",
+        {"trained": torch.tensor(math.log(SIGMA))},
+        {"normal": StandardNormal(LATENT)},
+        num_importance_samples=num_importance_samples,
+        batch_size=7,
+        seed=0,
+    )
+    row = table.iloc[0]
+    assert row["elbo_bits_per_dimension"] == pytest.approx(-row["elbo_nats"] / (SIZE**2 * math.log(2)))
+    exact = model.exact(to_unit_range(images, torch.device("cpu")))
+    return row["elbo_nats"], row["importance_weighted_nats"], exact
+
+
+def test_the_bounds_of_a_linear_gaussian_model_reach_its_exact_likelihood() -> None:
+    elbo, weighted, exact = bounds(LinearVAE(), num_importance_samples=300)
+    assert elbo < weighted
+    assert weighted == pytest.approx(exact, abs=0.05)
+
+
+def test_the_importance_weighted_bound_makes_up_for_a_posterior_that_is_too_wide() -> None:
+    elbo, weighted, exact = bounds(LinearVAE(widening=9.0), num_importance_samples=1000)
+    assert elbo < exact - 3
+    assert weighted == pytest.approx(exact, abs=0.2)
+    _, with_few, _ = bounds(LinearVAE(widening=9.0), num_importance_samples=3)
+    assert elbo < with_few < weighted
+
+
+@pytest.mark.parametrize("likelihood", ["squared_error", "gaussian", "bernoulli"])
+def test_one_sample_gives_the_elbo_and_batches_do_not_matter(likelihood: Any) -> None:
+    images = disc_images(11)
+    if likelihood == "bernoulli":
+        images = np.where(images > 99, np.uint8(255), np.uint8(0))
+    torch.manual_seed(0)
+    model = VAE(small_params().model, 8, 3).eval()
+    posteriors = encode_all(model, images)
+    log_sigmas = {"trained": model.log_sigma.detach(), "calibrated": torch.tensor(-2.0)}
+    first, second = (
+        likelihood_table(
+            model,
+            images,
+            posteriors,
+            likelihood,
+            log_sigmas,
+            {"normal": StandardNormal(3)},
+            num_importance_samples=1,
+            batch_size=size,
+            seed=0,
+        )
+        for size in (3, 100)
+    )
+    assert first["elbo_nats"].to_list() == pytest.approx(second["elbo_nats"].to_list())
+    assert first["elbo_nats"].to_list() == pytest.approx(first["importance_weighted_nats"].to_list(), rel=1e-5)
+    assert first["sigma"].to_list() == ["trained", "calibrated"]
+    latent = posteriors.sample(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        batch, reconstruction = to_unit_range(images, torch.device("cpu")), model.decode(latent)
+    nats = objective.discrete_nats(likelihood, reconstruction, batch, model.log_sigma.detach())
+    prior, posterior = torch.distributions.Normal(0.0, 1.0), posteriors
+    log_ratio = prior.log_prob(latent).sum(1) - torch.distributions.Normal(
+        posterior.mean, (0.5 * posterior.log_variance).exp()
+    ).log_prob(latent).sum(1)
+    assert first["elbo_nats"][0] == pytest.approx(float((log_ratio - nats).mean()), rel=1e-5)
+
+
+def test_the_calibrated_sigma_is_the_most_likely_one() -> None:
+    images, reconstruction = torch.rand(9, 3, 4, 4), torch.rand(9, 3, 4, 4)
+    best = calibrated_log_sigma(float(objective.squared_error(reconstruction, images).mean()), 48)
+    nats = [float(objective.gaussian_nats(reconstruction, images, best + step).mean()) for step in (-0.05, 0, 0.05)]
+    assert nats[1] == min(nats)
+    assert float(calibrated_log_sigma(1e-12, 48)) == objective.LOG_SIGMA_FLOOR

@@ -85,12 +85,12 @@ def test_two_runs_are_compared(page: Page, experiments: Path) -> None:
     betas = cells(page, "train.beta").all_inner_texts()
     assert dict(zip(names, betas, strict=True)) == {"beta-1": "1.5", "beta-2": "2.5"}
 
-    expect(page.get_by_role("link", name="squared_error", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="aggregate_kl_nats", exact=True)).to_be_visible()
     metrics, values = (grid.inner_text().split() for grid in page.get_by_role("grid").all())
-    first = 2 * metrics.index("squared_error")  # a value for each of the two runs, metric by metric
+    first = 2 * metrics.index("aggregate_kl_nats")  # a value for each of the two runs, metric by metric
     files = [json.loads(recorded(experiments, name, "metrics/evaluate.json")) for name in names]
     shown = [float(value) for value in values[first : first + 2]]
-    assert shown == pytest.approx([file["squared_error"] for file in files], abs=0.05)
+    assert shown == pytest.approx([file["aggregate_kl_nats"] for file in files], abs=0.05)
 
     expect(page.get_by_text("samples.png", exact=True)).to_be_visible()  # to be shown side by side
     plot = page.get_by_role("tabpanel", name="Parallel Coordinates Plot").locator("svg")

@@ -51,7 +51,9 @@ def test_what_was_never_run_is_not_complete(project: Path) -> None:
     with pytest.raises(UserError, match="dvc.lock has no digest of data/prepared: run `dvc repro`"):
         State(open_files(project, "HEAD~1"))
     state = State(open_files(project, "HEAD~1"), "digest")
-    assert differences(state) == {name: ["never run"] for name in ("prepare", "train", "evaluate", "figures")}
+    assert differences(state) == {
+        name: ["never run"] for name in ("prepare", "classifier", "train", "evaluate", "figures")
+    }
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,12 @@ def test_what_was_never_run_is_not_complete(project: Path) -> None:
             "train",
             "num_threads",
             2,
-            {"train": ["train"], "evaluate": ["train.num_threads"], "figures": ["train.num_threads"]},
+            {
+                "classifier": ["train.num_threads"],
+                "train": ["train"],
+                "evaluate": ["train.num_threads"],
+                "figures": ["train.num_threads"],
+            },
         ),
         ("figures", "num_samples", 5, {"figures": ["figures"]}),
         ("train", "beta", 1, {}),  # 1 and 1.0 are the same value, for DVC too

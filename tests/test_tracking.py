@@ -162,7 +162,7 @@ def test_what_does_not_reproduce_is_told_loudly(caplog: pytest.LogCaptureFixture
     assert f"train_loss at step 1 is 3.3, {CONFLICT} 3.0 is on record" in caplog.text
     log_training()
     log_figures("blue")
-    assert re.search(f"losses.png is \\w+, {CONFLICT} \\w+ is on record .and 5 more", caplog.text)
+    assert re.search(f"losses.png is \\w+, {CONFLICT} \\w+ is on record .and 10 more", caplog.text)
     (run,) = all_runs()
     assert points(run, "train_loss")[0] == (1, 3.0)
 

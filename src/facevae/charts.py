@@ -127,7 +127,7 @@ def save_strengths(path: Path, table: pd.DataFrame, best_method: str) -> None:
     `edits.EditStudy`.
     """
     attributes = list(table["attribute"].unique())
-    num_columns = min(3, len(attributes))
+    num_columns = min(4, len(attributes))
     num_rows = -(-len(attributes) // num_columns)
     figure = Figure(figsize=(1 + 3.4 * num_columns, 0.6 + 2.8 * num_rows), dpi=DPI, layout="constrained")
     panels = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True).ravel()

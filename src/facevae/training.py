@@ -21,6 +21,7 @@ from facevae.hardware import autocast, set_up_device
 from facevae.model import VAE, to_unit_range
 from facevae.params import ModelParams, TrainParams
 
+SIGMA_FACTOR = 10  # times the learning rate: alone it has as far to go as all weights together, in steps of that size
 REPORT_EVERY = 20  # steps between looks at numbers that live on the device
 
 EpochRow = dict[str, float]
@@ -135,7 +136,10 @@ class _Loop:
         self.noise = torch.Generator(device).manual_seed(seed)
         model.log_sigma.requires_grad_(params.likelihood == "gaussian")
         self.trainable = [weight for weight in model.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.Adam(self.trainable, lr=params.learning_rate, fused=True)
+        groups = [[weight for weight in self.trainable if weight is not model.log_sigma]]
+        if params.likelihood == "gaussian":
+            groups.append([model.log_sigma])
+        self.optimizer = torch.optim.Adam([{"params": group} for group in groups], lr=params.learning_rate, fused=True)
         self.validated = model if params.average_decay is None else copy.deepcopy(model)  # what is validated and kept
 
     def train_epoch(self, images: NDArray[np.uint8], bar: "tqdm[NoReturn]") -> EpochRow:
@@ -191,7 +195,8 @@ class _Loop:
         if self.params.clip_gradient_norm is not None:
             scaling.grad_scale = (norm / self.params.clip_gradient_norm).clamp(min=1)  # it divides the gradients
         scaling.found_inf = skip.float()
-        self.optimizer.param_groups[0]["lr"] = self._learning_rate(self.step)
+        for group, factor in zip(self.optimizer.param_groups, (1, SIGMA_FACTOR), strict=False):
+            group["lr"] = factor * self._learning_rate(self.step)
         self.optimizer.step()
         self.model.log_sigma.data.clamp_(min=objective.LOG_SIGMA_FLOOR)
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):

@@ -110,10 +110,9 @@ def save_latent_health(path: Path, table: pd.DataFrame, draws: NDArray[np.float3
     moments.legend(fontsize=8)
     for axes in (kl, moments):
         axes.set_xlabel("Latent dimension, by falling KL")
-    values = np.linspace(-4, 4, 161)
-    density.hist(
-        draws.clip(-4, 4).ravel(), bins=80, range=(-4, 4), density=True, color="tab:blue", label="all dimensions"
-    )
+    limit = max(4.0, float(np.quantile(np.abs(draws), 0.999)))
+    values = np.linspace(-limit, limit, 161)
+    density.hist(draws.ravel(), bins=80, range=(-limit, limit), density=True, color="tab:blue", label="all dimensions")
     density.plot(values, np.exp(-0.5 * values**2) / np.sqrt(2 * np.pi), color="tab:orange", label="prior")
     density.set(title="Latents drawn for held-out images", xlabel="value", ylabel="density")
     density.legend(fontsize=8)

@@ -1,7 +1,5 @@
 """Fit priors and attribute directions to the training posteriors, and measure the model on held-out images."""
 
-from facevae.priors import save_priors
-
 from facevae import checkpoint, tracking
 from facevae.attributes import save_directions
 from facevae.classifier import load_classifier
@@ -12,6 +10,7 @@ from facevae.hardware import set_up_device
 from facevae.layout import CLASSIFIER, DIRECTIONS, EVALUATE_METRICS, MODEL, PLOTS, PRIORS
 from facevae.params import load_params
 from facevae.prepared import PreparedSet
+from facevae.priors import save_priors
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 SHORTEST = 4  # characters of a fingerprint
+FETCH = "dvc pull    # brings what the line above may have missed: the cache here lacks data or weights"
 
 
 def where(root: Path, name: str) -> str:
@@ -88,11 +89,7 @@ def _restore(repository: Repository, state: State, commit: Commit | None) -> lis
     cache = repository.cache()
     digests = [state.recorded_digest(path) or "" for stage in state.stages.values() for path in stage.cached]
     is_here = all((cache / digest[:2] / digest[2:]).exists() for digest in digests)
-    fetch = (
-        []
-        if is_here
-        else ["dvc pull    # brings what the line above may have missed: the cache here lacks data or weights"]
-    )
+    fetch = [] if is_here else [FETCH]
     if commit.experiment:
         return [f"dvc exp apply {commit.revision}", *fetch]  # two experiments may have one name
     return [f"git switch --detach {commit.revision}", *(fetch or ["dvc checkout"])]

@@ -4,7 +4,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: repro figures report sweep test lint ui lock clean
+.PHONY: repro figures report sweep quality test lint ui lock clean
 
 repro: $(INSTALLED)
 	dvc repro
@@ -23,6 +23,11 @@ sweep: $(INSTALLED)
 	dvc exp run --run-all --jobs 2
 	python benchmarks/rate_distortion.py sweep- docs/rate_distortion.png
 
+# IMAGES is a folder with CelebA's img_align_celeba/ and list_attr_celeba.txt.
+quality: $(INSTALLED)
+	uv pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.lock
+	python benchmarks/quality.py $(IMAGES) .facevae/quality
+
 test: $(INSTALLED)
 	pytest
 
@@ -39,6 +44,8 @@ lock:
 	.venv/bin/pip install --quiet uv
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--extra dev --output-file requirements.lock pyproject.toml
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-deps --output-file benchmarks/requirements.lock benchmarks/requirements.in
 
 clean:
 	rm -rf .venv .facevae .mypy_cache .pytest_cache .ruff_cache .hypothesis data/prepared.partial

@@ -2,6 +2,7 @@
 
 from facevae.classifier import save_classifier, train_classifier
 from facevae.errors import reported_errors
+from facevae.fingerprint import inputs_digest, refuse_change
 from facevae.hardware import set_up_device
 from facevae.layout import CLASSIFIER
 from facevae.params import load_params
@@ -9,11 +10,13 @@ from facevae.prepared import PreparedSet
 
 
 def main() -> None:
+    before = inputs_digest("classifier")
     params = load_params()
-    prepared = PreparedSet()
+    prepared = PreparedSet().verified()
     images, attributes = prepared.images("train"), prepared.attributes("train")
     device, precision = set_up_device(params.train), params.train.precision
     classifier = train_classifier(images, attributes, params.classifier, precision, device, seed=params.seed)
+    refuse_change(before, inputs_digest("classifier"))
     save_classifier(CLASSIFIER, classifier, data_digest=prepared.digest)
 
 

@@ -6,6 +6,7 @@ from facevae.classifier import load_classifier
 from facevae.errors import reported_errors
 from facevae.evaluation import evaluate
 from facevae.files import write_csvs, write_json
+from facevae.fingerprint import inputs_digest, refuse_change
 from facevae.hardware import set_up_device
 from facevae.layout import CLASSIFIER, DIRECTIONS, EVALUATE_METRICS, MODEL, PLOTS, PRIORS
 from facevae.params import load_params
@@ -14,14 +15,16 @@ from facevae.priors import save_priors
 
 
 def main() -> None:
+    before = inputs_digest("evaluate")
     params = load_params()
-    prepared = PreparedSet()
+    prepared = PreparedSet().verified()
     model, header = checkpoint.load(MODEL)
     classifier = load_classifier(CLASSIFIER, data_digest=prepared.digest)
     device = set_up_device(params.train)
     model.to(device), classifier.to(device)
     with tracking.open_run("evaluate"):
         evaluation = evaluate(model, header, classifier, prepared, params.evaluate, seed=params.seed)
+        refuse_change(before, inputs_digest("evaluate"))
         save_priors(PRIORS, evaluation.priors, fingerprint=header.fingerprint)
         save_directions(DIRECTIONS, evaluation.directions, fingerprint=header.fingerprint)
         write_csvs(PLOTS, evaluation.tables)

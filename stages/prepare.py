@@ -1,6 +1,7 @@
 """Draw, read or download the raw images and write the prepared set."""
 
 from facevae.errors import reported_errors
+from facevae.fingerprint import inputs_digest, refuse_change
 from facevae.layout import PREPARED
 from facevae.params import load_params
 from facevae.preparation import prepare
@@ -8,9 +9,11 @@ from facevae.sources import open_source
 
 
 def main() -> None:
+    before = inputs_digest("prepare")
     params = load_params()
     source = open_source(params.data, params.seed)
     manifest = prepare(source, params.data, params.seed, PREPARED)
+    refuse_change(before, inputs_digest("prepare"))
     print(f"{PREPARED}: {manifest.num_images}, {len(manifest.bad_images)} bad image(s) left out")
 
 

@@ -60,6 +60,7 @@ SMALL: dict[str, Any] = {
         "learning_rate_warmup_steps": 0,
         "likelihood": "squared_error",
         "binarization": "none",
+        "horizontal_flip": False,
         "beta": 1.0,
         "kl_warmup_epochs": 0,
         "average_decay": None,

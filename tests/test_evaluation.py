@@ -15,7 +15,7 @@ from facevae.errors import UserError
 from facevae.evaluation import Evaluation, evaluate
 from facevae.inference import encode_all
 from facevae.metrics import reconstruction_metrics
-from facevae.model import VAE
+from facevae.model import VAE, new_model
 from facevae.params import Params
 from facevae.preparation import prepare
 from facevae.prepared import PreparedSet
@@ -37,7 +37,8 @@ def prepared(write_images: Callable[..., Path], tmp_path: Path) -> PreparedSet:
 
 def trained(prepared: PreparedSet, params: Params) -> tuple[VAE, Header]:
     images = prepared.images("train"), prepared.images("validation")
-    result = train(*images, params.model, params.train, seed=0, on_epoch=lambda _: None)
+    model = new_model(params.model, 8, 3, seed=0)
+    result = train(model, *images, params.train, seed=0, start=None, on_epoch=lambda _: None)
     likelihood, binarization = params.train.likelihood, params.train.binarization
     fields = {"image_size": 8, "image_channels": 3, "crop": None, "fingerprint": "abc"}
     header = Header(model=params.model, likelihood=likelihood, binarization=binarization, **fields)  # type: ignore[arg-type]

@@ -190,6 +190,17 @@ def test_a_damaged_prepared_set_is_not_read(tmp_path: Path, damage: Callable[[Pa
         read_everything(tmp_path / "prepared")
 
 
+@pytest.mark.parametrize("name", ["train.npy", "test.npy", "attributes.csv"])
+def test_a_flipped_bit_is_noticed(tmp_path: Path, name: str) -> None:
+    prepare(disc_source(), data_params(), seed=1, target=tmp_path / "prepared")
+    assert PreparedSet(tmp_path / "prepared").verified().images("train").any()
+    path = tmp_path / "prepared" / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    with pytest.raises(UserError, match="prepared is damaged"):
+        PreparedSet(tmp_path / "prepared").verified()
+
+
 def test_a_growing_array_is_an_ordinary_npy_file(tmp_path: Path) -> None:
     with ArrayWriter(tmp_path / "a.npy", (8, 8, 3)) as writer:
         for start in range(0, 200, 30):

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from facevae.flow import Coupling, Flow, aggregate_gaussian, fit_flow
 from facevae.model import Posterior
 from facevae.priors import (
     FittedPriors,
+    Header,
     Mixture,
     StandardNormal,
     fit_mixture,
@@ -20,6 +20,7 @@ from facevae.priors import (
     mean_log_prob,
     save_priors,
 )
+from facevae.tensor_file import write_tensors
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -225,8 +226,7 @@ def test_what_holds_no_priors_is_refused(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="priors.safetensors"):
             load_priors(path, fingerprint="a")
-    header = json.dumps({"__metadata__": {"facevae": '{"fingerprint":"a"}'}}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    write_tensors(path, {"other": torch.zeros(1)}, Header(fingerprint="a", heldout_nats={}))
     with pytest.raises(UserError, match="holds no priors"):
         load_priors(path, fingerprint="a")
 

@@ -1,38 +1,33 @@
 import copy
-import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import disc_images, small_params
+from numpy.typing import NDArray
 
 from facevae import objective
 from facevae.errors import UserError
-from facevae.model import VAE, to_unit_range
+from facevae.model import VAE, new_model, to_unit_range
+from facevae.optimization import Optimization, StepReport
 from facevae.params import Params
-from facevae.training import (
-    EpochRow,
-    TrainingResult,
-    _batches,
-    _Loop,
-    kl_weight_at,
-    learning_rate_at,
-    num_batches,
-    train,
-)
+from facevae.training import EpochRow, Progress, TrainingResult, _batches, _Loop, num_batches, train
 
 TRAIN, VALIDATION = disc_images(60), disc_images(21, seed=1)
 CPU = torch.device("cpu")
 
 
-def run(params: Params, seed: int = 0, rows: list[EpochRow] | None = None) -> TrainingResult:
-    told: list[EpochRow] = [] if rows is None else rows
-    return train(TRAIN, VALIDATION, params.model, params.train, seed=seed, on_epoch=told.append)
-
-
-def weights(model: VAE) -> dict[str, torch.Tensor]:
-    return copy.deepcopy(model.state_dict())
+def run(
+    params: Params,
+    seed: int = 0,
+    start: Progress | None = None,
+    on_epoch: Callable[[Progress], None] = lambda _: None,
+    images: NDArray[np.uint8] = TRAIN,
+) -> TrainingResult:
+    model = new_model(params.model, 8, 3, seed=seed)
+    return train(model, images, VALIDATION, params.train, seed=seed, start=start, on_epoch=on_epoch)
 
 
 @pytest.mark.parametrize("likelihood", ["squared_error", "gaussian", "bernoulli"])
@@ -59,8 +54,7 @@ def test_images_may_be_a_read_only_memory_map(tmp_path: object) -> None:
     path = f"{tmp_path}/images.npy"
     np.save(path, TRAIN)
     params = small_params()
-    rows: list[EpochRow] = []
-    mapped = train(np.load(path, mmap_mode="r"), VALIDATION, params.model, params.train, seed=0, on_epoch=rows.append)
+    mapped = run(params, images=np.load(path, mmap_mode="r"))
     pd.testing.assert_frame_equal(mapped.history, run(params).history, check_exact=True)
 
 
@@ -77,7 +71,7 @@ def test_the_weights_of_the_best_epoch_are_kept() -> None:
 
 def test_on_epoch_is_told_every_row_of_the_history() -> None:
     rows: list[EpochRow] = []
-    result = run(small_params(train__epochs=3), rows=rows)
+    result = run(small_params(train__epochs=3), on_epoch=lambda progress: rows.append(progress.rows[-1]))
     pd.testing.assert_frame_equal(pd.DataFrame(rows), result.history, check_dtype=False)
     assert result.history["epoch"].to_list() == [1, 2, 3]
 
@@ -97,60 +91,6 @@ def test_validation_is_without_dropout() -> None:
     params = small_params(model__dropout=0.5)
     loop = _Loop(VAE(params.model, 8, 3).train(), params.train, 60, CPU, seed=0)
     assert loop.validate(VALIDATION) == loop.validate(VALIDATION)
-
-
-def loop_with(**changes: object) -> _Loop:
-    params = small_params(**changes)
-    torch.manual_seed(0)
-    return _Loop(VAE(params.model, 8, 3), params.train, len(TRAIN), CPU, seed=0)
-
-
-@pytest.mark.parametrize("normalization", ["none", "batch"])
-def test_a_step_that_is_not_finite_changes_nothing(normalization: str) -> None:
-    loop = loop_with(model__normalization=normalization)
-    loop._train_step(to_unit_range(TRAIN[:8], CPU))
-    before, state = weights(loop.model), copy.deepcopy(loop.optimizer.state_dict()["state"])
-    *_, skip = loop._train_step(torch.full((8, 3, 8, 8), math.nan))
-    assert bool(skip)
-    assert all(torch.equal(weight, before[name]) for name, weight in loop.model.state_dict().items())
-    for index, moments in loop.optimizer.state_dict()["state"].items():
-        assert all(torch.equal(moments[name], state[index][name]) for name in moments)
-    *_, skip = loop._train_step(to_unit_range(TRAIN[:8], CPU))
-    assert not bool(skip)
-    assert not torch.equal(loop.model.encoder.mean.weight, before["encoder.mean.weight"])
-
-
-def test_an_exploding_step_is_skipped() -> None:
-    images = to_unit_range(TRAIN[:8], CPU)
-    _, norm, skip = loop_with(train__skip_gradient_norm=1e9)._train_step(images)
-    assert not bool(skip)
-    loop = loop_with(train__skip_gradient_norm=float(norm) * 0.9)
-    before = weights(loop.model)
-    *_, skip = loop._train_step(images)
-    assert bool(skip)
-    assert all(torch.equal(weight, before[name]) for name, weight in loop.model.state_dict().items())
-
-
-@pytest.mark.parametrize("limit", [0.5, 1e6])
-def test_gradients_are_clipped_as_torch_clips_them(limit: float) -> None:
-    """Steps of plain Adam after `clip_grad_norm_` must lead to the same weights; short gradients are left alone."""
-    images = to_unit_range(TRAIN[:8], CPU)
-    loop = loop_with(train__clip_gradient_norm=limit)
-    reference = copy.deepcopy(loop.model)
-    optimizer = torch.optim.Adam([weight for weight in reference.parameters() if weight.requires_grad], lr=0.01)
-    for _ in range(3):
-        noise = torch.Generator()
-        noise.set_state(loop.noise.get_state())
-        posterior = reference.encode(images)
-        reconstruction = reference.decode(posterior.sample(noise))
-        loss = objective.squared_error(reconstruction, images).mean() + objective.kl_nats(posterior).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(reference.parameters(), limit)
-        optimizer.step()
-        loop._train_step(images)
-    for name, weight in loop.model.state_dict().items():
-        torch.testing.assert_close(weight, reference.state_dict()[name], atol=2e-5, rtol=1e-3)
 
 
 def test_too_many_skipped_steps_stop_the_training() -> None:
@@ -191,64 +131,81 @@ def test_a_last_batch_of_one_image_joins_the_one_before(num_images: int, batch_s
     assert np.array_equal(np.concatenate(batches), TRAIN[order])
 
 
-def test_the_learning_rate_warms_up_and_decays() -> None:
-    params = small_params(train__learning_rate=1.0, train__learning_rate_warmup_steps=3).train
-    assert [learning_rate_at(params, step, 100) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
-    cosine = params.model_copy(update={"learning_rate_decay": "cosine", "learning_rate_warmup_steps": 0})
-    assert learning_rate_at(cosine, 0, 100) == 1
-    assert learning_rate_at(cosine, 50, 100) == pytest.approx(0.5)
-    assert learning_rate_at(cosine, 99, 100) < 0.001
-
-
-def test_the_kl_warms_up_to_beta() -> None:
-    params = small_params(train__beta=2.0, train__kl_warmup_epochs=4).train
-    assert [kl_weight_at(params, epochs) for epochs in (0, 1, 4, 9)] == [0, 0.5, 2, 2]
-    assert kl_weight_at(params.model_copy(update={"kl_warmup_epochs": 0}), 0) == 2
-
-
-def test_sigma_is_learned_for_the_gaussian_alone_and_stays_above_its_floor() -> None:
-    fixed = run(small_params()).model.log_sigma
-    assert fixed.item() == pytest.approx(0.5 * math.log(0.5))
-    learned = run(small_params(train__likelihood="gaussian", train__epochs=10)).model.log_sigma
-    assert learned.item() < fixed.item()
-    loop = loop_with(train__likelihood="gaussian", train__learning_rate=100.0)
-    loop._train_step(to_unit_range(TRAIN[:8], CPU))
-    assert loop.model.log_sigma.item() >= objective.LOG_SIGMA_FLOOR
-
-
 def test_the_average_of_the_weights_is_what_is_validated_and_kept() -> None:
     params = small_params(train__average_decay=0.9, train__epochs=3, model__normalization="batch")
-    loop = loop_with(train__average_decay=0.9, model__normalization="batch")
-    expected = weights(loop.validated)
-    for step in range(1, 30):
-        loop._train_step(to_unit_range(TRAIN[:8], CPU))
-        decay = min(0.9, (1 + step) / (10 + step))
-        current = loop.model.state_dict()
-        for name, weight in expected.items():
-            if weight.is_floating_point():
-                expected[name] = decay * weight + (1 - decay) * current[name]
-    for name, weight in loop.validated.state_dict().items():
-        wanted = expected[name] if weight.is_floating_point() else current[name]
-        torch.testing.assert_close(weight, wanted)
-    assert not torch.equal(loop.validated.encoder.mean.weight, loop.model.encoder.mean.weight)
     result = run(params)
-    kept = loop_with(train__average_decay=0.9, model__normalization="batch")
-    kept.validated.load_state_dict(result.model.state_dict())
+    kept = _Loop(result.model, params.train, len(TRAIN), CPU, seed=0)
     best = result.history["validation_loss"].min()
     assert kept.validate(VALIDATION)["validation_loss"] == pytest.approx(best, rel=1e-5)
+
+
+ODD_PARAMS = {  # all that a training carries from epoch to epoch
+    "train__epochs": 5,
+    "train__likelihood": "gaussian",
+    "train__average_decay": 0.9,
+    "train__horizontal_flip": True,
+    "train__clip_gradient_norm": 100.0,
+    "train__learning_rate_decay": "cosine",
+    "train__learning_rate": 0.2,  # so high that the best epoch is not the last
+    "model__normalization": "batch",
+    "model__dropout": 0.2,
+}
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 4, 5])
+def test_a_training_that_was_stopped_goes_on_to_the_same_bits(stopped_after: int) -> None:
+    seen: dict[int, Progress] = {}
+    whole = run(
+        small_params(**ODD_PARAMS), on_epoch=lambda progress: seen.update({len(progress.rows): detached(progress)})
+    )
+    assert whole.best_epoch < 5
+    told: list[int] = []
+    rest = run(
+        small_params(**ODD_PARAMS), start=seen[stopped_after], on_epoch=lambda progress: told.append(len(progress.rows))
+    )
+    pd.testing.assert_frame_equal(rest.history, whole.history, check_exact=True)
+    assert told == list(range(stopped_after + 1, 6))
+    assert rest.best_epoch == whole.best_epoch
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, rest.model.state_dict()[name]), name
+
+
+def detached(progress: Progress) -> Progress:
+    return copy.deepcopy(progress)
+
+
+def test_half_of_the_images_are_seen_as_in_a_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    step = Optimization.take_step
+
+    def record(optimization: Optimization, images: torch.Tensor, noise: torch.Tensor) -> StepReport:
+        seen.extend(images.clone())
+        return step(optimization, images, noise)
+
+    monkeypatch.setattr(Optimization, "take_step", record)
+    run(small_params(train__horizontal_flip=True, train__epochs=2))
+    originals = to_unit_range(TRAIN, CPU)
+    kinds = []
+    for image in seen:
+        as_is, mirrored = ((image == other).flatten(1).all(1).any() for other in (originals, originals.flip(3)))
+        assert as_is or mirrored
+        kinds.append(bool(mirrored))
+    first, second = kinds[:60], kinds[60:]
+    assert 15 < sum(first) < 45
+    assert first != second
 
 
 @pytest.mark.parametrize("binarization", ["threshold", "fixed", "per_epoch"])
 def test_black_and_white_images_are_trained_on(monkeypatch: pytest.MonkeyPatch, binarization: str) -> None:
     seen: list[str] = []
-    step = _Loop._train_step
+    step = Optimization.take_step
 
-    def record(loop: _Loop, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def record(optimization: Optimization, images: torch.Tensor, noise: torch.Tensor) -> StepReport:
         assert set(images.unique().tolist()) == {0.0, 1.0}
         seen.append(str(sorted(images.flatten(1).sum(1).tolist())))
-        return step(loop, images)
+        return step(optimization, images, noise)
 
-    monkeypatch.setattr(_Loop, "_train_step", record)
+    monkeypatch.setattr(Optimization, "take_step", record)
     run(small_params(train__likelihood="bernoulli", train__binarization=binarization, train__batch_size=60))
     assert (seen[0] == seen[1]) is (binarization != "per_epoch")
 

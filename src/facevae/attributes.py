@@ -8,11 +8,11 @@ from typing import Literal, cast, get_args
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from facevae.checkpoint import read_tensors, write_tensors
 from facevae.errors import UserError
+from facevae.tensor_file import read_tensors, write_tensors
 
 Directions = dict[str, Tensor]  # by attribute, each (latent_dim,)
 Method = Literal["original", "difference", "balanced", "joint"]
@@ -148,7 +148,7 @@ def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float:
 def save_directions(path: Path, fitted: FittedDirections, *, fingerprint: str) -> None:
     """Write the directions of the model whose training has this fingerprint."""
     tensors = {
-        f"{method}/{name}": vector.contiguous()
+        f"{method}/{name}": vector
         for method, directions in fitted.by_method.items()
         for name, vector in directions.items()
     }
@@ -163,13 +163,8 @@ def load_directions(path: Path, *, fingerprint: str) -> FittedDirections:
     UserError
         The file is missing or damaged, or belongs to another model.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing: make it by `dvc repro evaluate`, or name another file of directions")
-    tensors, text = read_tensors(path)
-    try:
-        header = Header.model_validate_json(text)
-    except ValidationError as error:
-        raise UserError(f"{path} holds no directions of this version of facevae: {error}") from error
+    remedy = "make it by `dvc repro evaluate`, or name another file of directions"
+    tensors, header = read_tensors(path, Header, remedy=remedy)
     if header.fingerprint != fingerprint:
         raise UserError(
             f"{path} belongs to another model (training {header.fingerprint}, not {fingerprint}): evaluate this one"

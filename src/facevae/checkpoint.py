@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-import safetensors.torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict
 
 from facevae.errors import UserError
-from facevae.files import write_bytes
 from facevae.model import VAE
 from facevae.params import Binarization, Likelihood, ModelParams, TrainParams
-
-HEADER = "facevae"  # the one key of the metadata: several would be written in any order
+from facevae.tensor_file import read_tensors, write_tensors
 
 
 class Header(BaseModel):
@@ -43,7 +38,7 @@ def save(path: Path, model: VAE, params: TrainParams, crop: int | None, fingerpr
         crop=crop,
         fingerprint=fingerprint,
     )
-    write_tensors(path, {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, header)
+    write_tensors(path, model.state_dict(), header)
 
 
 def load(path: Path) -> tuple[VAE, Header]:
@@ -54,27 +49,10 @@ def load(path: Path) -> tuple[VAE, Header]:
     UserError
         The file is missing, or is no checkpoint of facevae.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing: train it by `dvc repro train`, or name another model")
-    tensors, text = read_tensors(path)
+    tensors, header = read_tensors(path, Header, remedy="train it by `dvc repro train`, or name another model")
     try:
-        header = Header.model_validate_json(text)
         model = VAE(header.model, header.image_size, header.image_channels)
         model.load_state_dict(tensors)
-    except (ValidationError, RuntimeError) as error:
+    except RuntimeError as error:
         raise UserError(f"{path} is not a checkpoint of this version of facevae: {error}") from error
     return model.eval(), header
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], header: BaseModel) -> None:
-    """Write tensors with a header as the file's only metadata."""
-    write_bytes(path, safetensors.torch.save(tensors, metadata={HEADER: header.model_dump_json()}))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Tensors, and the header as JSON; a `UserError` where the file is not one that `write_tensors` wrote."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {})[HEADER]  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError) as error:
-        raise UserError(f"{path} is damaged, or not a file of facevae: {error}") from error

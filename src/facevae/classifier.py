@@ -13,18 +13,18 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from facevae.attributes import varied_attributes
-from facevae.checkpoint import read_tensors, write_tensors
 from facevae.errors import UserError
 from facevae.hardware import autocast
 from facevae.inference import batches_of
 from facevae.model import to_unit_range
 from facevae.params import ClassifierParams, Precision
+from facevae.tensor_file import read_tensors, write_tensors
 
 WIDTHS = (32, 64, 128, 128)
 DROPOUT = 0.2
@@ -142,7 +142,7 @@ def train_classifier(
 def save_classifier(path: Path, classifier: Classifier, *, data_digest: str) -> None:
     """Write a classifier that was trained on the prepared set of this digest."""
     header = Header(image_channels=classifier.image_channels, attributes=classifier.attributes, data_digest=data_digest)
-    write_tensors(path, {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}, header)
+    write_tensors(path, classifier.state_dict(), header)
 
 
 def load_classifier(path: Path, *, data_digest: str) -> Classifier:
@@ -153,14 +153,11 @@ def load_classifier(path: Path, *, data_digest: str) -> Classifier:
     UserError
         The file is missing or damaged, or belongs to another set.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing: make it by `dvc repro classifier`")
-    tensors, text = read_tensors(path)
+    tensors, header = read_tensors(path, Header, remedy="make it by `dvc repro classifier`")
     try:
-        header = Header.model_validate_json(text)
         classifier = Classifier(header.image_channels, header.attributes)
         classifier.load_state_dict(tensors)
-    except (ValidationError, RuntimeError) as error:
+    except RuntimeError as error:
         raise UserError(f"{path} is not a classifier of this version of facevae: {error}") from error
     if header.data_digest != data_digest:
         raise UserError(f"{path} was trained on another set ({header.data_digest}, not {data_digest}): train it anew")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,36 @@ SIGNIFICANT_DIGITS = 7
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file through a temporary one beside it, which takes its name when it is on the disk."""
+    """Write a file through a partial one beside it, which takes its name when it is on the disk.
+
+    A partial file that a kill leaves behind is overwritten by the next attempt.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    partial = partial_path(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp leaves it to its owner alone
-        temporary.replace(path)
+        partial.replace(path)
+        _sync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file lies until it is whole."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the name of a new file survive a power cut as its content does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

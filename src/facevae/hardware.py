@@ -1,5 +1,6 @@
 """The device, the precision and the number of threads that a computation runs with."""
 
+import numpy as np
 import torch
 
 from facevae.errors import UserError
@@ -24,6 +25,15 @@ def set_up_device(params: TrainParams) -> torch.device:
     return torch.device("cuda" if has_cuda and params.device != "cpu" else "cpu")
 
 
+def platform(params: TrainParams) -> dict[str, str]:
+    """Versions and processors by which a computation of `train`'s params comes to its very bits."""
+    device = set_up_device(params)
+    facts = {"torch": torch.__version__, "numpy": np.__version__, "device": device.type}
+    if device.type == "cuda":
+        return {**facts, "processor": torch.cuda.get_device_name(device)}
+    return {**facts, "processor": torch.backends.cpu.get_cpu_capability(), **_cpu_flags()}
+
+
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """The context in which convolutions and products run in bfloat16 where `uses_bfloat16` has them so."""
     return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(precision, device))
@@ -35,5 +45,9 @@ def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
         return precision == "bfloat16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return any(_cpu_flags().get(name) == "True" for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def _cpu_flags() -> dict[str, str]:
+    """What the processor can do, by name: "True" or "False", or a size; but not how many cores there are."""
+    return {name: str(value) for name, value in torch.cpu.get_capabilities().items() if not name.startswith("num_")}

@@ -155,6 +155,12 @@ class VAE(nn.Module):
         return reconstruction
 
 
+def new_model(params: ModelParams, image_size: int, image_channels: int, *, seed: int) -> VAE:
+    """A VAE with the initial weights that `seed` determines."""
+    torch.manual_seed(seed)
+    return VAE(params, image_size, image_channels)
+
+
 def to_unit_range(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Prepared images (batch, height, width, channels) as float32 (batch, channel, height, width) in [0, 1].
 

@@ -72,6 +72,7 @@ class TrainParams(Section):
     learning_rate_warmup_steps: Annotated[int, Field(ge=0)]
     likelihood: Likelihood
     binarization: Binarization  # of the images, for the Bernoulli likelihood alone
+    horizontal_flip: bool  # whether half of the images are seen as in a mirror
     beta: NotNegative
     kl_warmup_epochs: NotNegative
     average_decay: Fraction | None  # of the average of the weights over the steps; None: the last weights

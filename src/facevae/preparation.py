@@ -21,7 +21,7 @@ from tqdm import tqdm
 from facevae.errors import UserError
 from facevae.images import BadImageError, fit_image
 from facevae.params import DataParams
-from facevae.prepared import ATTRIBUTES, MANIFEST, SPLITS, ArrayWriter, BadFile, Manifest
+from facevae.prepared import ATTRIBUTES, MANIFEST, SPLITS, ArrayWriter, BadFile, Manifest, data_digest
 from facevae.sources.source import Source
 
 CHUNK_BYTES = 2**22  # pixels that a process decodes at a time
@@ -105,9 +105,6 @@ def _write(source: Source, splits: NDArray[np.str_], params: DataParams, folder:
     good[[position for position, _ in bad_images]] = False
     _check_splits(splits[good], params)
     attributes_digest = _write_attributes(source, np.where(good, splits, ""), folder / ATTRIBUTES)
-    digest = hashlib.sha256(repr(shape).encode())
-    for part in (*(arrays[split].digest.hexdigest() for split in SPLITS), attributes_digest):
-        digest.update(part.encode())
     manifest = Manifest(
         source=params.source,
         image_size=params.image_size,
@@ -116,7 +113,7 @@ def _write(source: Source, splits: NDArray[np.str_], params: DataParams, folder:
         split=params.split,
         num_images={split: arrays[split].length for split in SPLITS},
         bad_images=[BadFile(name=source.names[position], reason=reason) for position, reason in bad_images],
-        digest=digest.hexdigest(),
+        digest=data_digest(shape, [*(arrays[split].digest.hexdigest() for split in SPLITS), attributes_digest]),
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest

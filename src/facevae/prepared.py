@@ -7,6 +7,7 @@ written last.
 
 import hashlib
 import os
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +75,23 @@ class PreparedSet:
     def digest(self) -> str:
         return self.manifest.digest
 
+    def verified(self) -> Self:
+        """The set itself, once everything has been read and compared with the manifest's digest.
+
+        Raises
+        ------
+        UserError
+            A bit of the arrays or of the attributes is not as it was written.
+        """
+        shape = (self.manifest.image_size, self.manifest.image_size, self.manifest.channels)
+        arrays = [hashlib.sha256(self.images(split).data) for split in SPLITS]
+        attributes = hashlib.sha256((self.folder / ATTRIBUTES).read_bytes())
+        if data_digest(shape, [part.hexdigest() for part in (*arrays, attributes)]) != self.digest:
+            raise UserError(
+                f"{self.folder} is damaged: it is not what its manifest says; run `dvc repro --force prepare`"
+            )
+        return self
+
     def images(self, split: SplitName) -> NDArray[np.uint8]:
         """All images of a split, as a memory map of shape (N, height, width, channels)."""
         path = self.folder / f"{split}.npy"
@@ -109,6 +127,14 @@ class PreparedSet:
                 "run `dvc repro --force prepare`"
             )
         return table
+
+
+def data_digest(shape: tuple[int, ...], parts: Iterable[str]) -> str:
+    """The digest of a whole set, from its images' shape and the digests of its arrays and of its attributes."""
+    digest = hashlib.sha256(repr(shape).encode())
+    for part in parts:
+        digest.update(part.encode())
+    return digest.hexdigest()
 
 
 class ArrayWriter:

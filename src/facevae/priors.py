@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from facevae.checkpoint import read_tensors, write_tensors
 from facevae.errors import UserError
 from facevae.flow import Flow, aggregate_gaussian, fit_flow, standard_normal_log_prob, whiten
 from facevae.model import Posterior
+from facevae.tensor_file import read_tensors, write_tensors
 
 NUM_COMPONENTS = (2, 4, 8)  # beside one, which needs no fit; 16 lost on every model tried, and cost most
 DRAWS_PER_POSTERIOR = 4  # one leaves the covariances so noisy that more components only lose
@@ -204,9 +204,9 @@ def _expectation_maximization(latent: Tensor, num_components: int, seed: int) ->
 
 def save_priors(path: Path, fitted: FittedPriors, *, fingerprint: str) -> None:
     """Write the priors of the model whose training has this fingerprint; the same priors give the same bytes."""
-    tensors = {f"flow.{name}": tensor.contiguous() for name, tensor in fitted.flow.state_dict().items()}
+    tensors = {f"flow.{name}": tensor for name, tensor in fitted.flow.state_dict().items()}
     for name in ("weights", "means", "factors"):
-        tensors[f"mixture.{name}"] = getattr(fitted.mixture, name).contiguous()
+        tensors[f"mixture.{name}"] = getattr(fitted.mixture, name)
     write_tensors(path, tensors, Header(fingerprint=fingerprint, heldout_nats=fitted.heldout_nats))
 
 
@@ -218,16 +218,14 @@ def load_priors(path: Path, *, fingerprint: str) -> FittedPriors:
     UserError
         The file is missing or damaged, or belongs to another model.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing: make it by `dvc repro evaluate`, or name another file of priors")
-    tensors, text = read_tensors(path)
+    remedy = "make it by `dvc repro evaluate`, or name another file of priors"
+    tensors, header = read_tensors(path, Header, remedy=remedy)
     try:
-        header = Header.model_validate_json(text)
         mixture = Mixture(tensors["mixture.weights"], tensors["mixture.means"], tensors["mixture.factors"])
         with torch.random.fork_rng(devices=[]):
             flow = Flow(mixture.means.shape[1])  # draws weights that are replaced at once
         flow.load_state_dict({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("flow.")})
-    except (ValidationError, KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError) as error:
         raise UserError(f"{path} holds no priors of this version of facevae: {error}") from error
     flow.eval()
     if header.fingerprint != fingerprint:

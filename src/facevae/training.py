@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -13,18 +13,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from facevae import objective
 from facevae.binarization import binarize
 from facevae.errors import UserError
 from facevae.files import round_number
-from facevae.hardware import autocast, set_up_device
+from facevae.hardware import set_up_device
 from facevae.model import VAE, to_unit_range
-from facevae.params import ModelParams, TrainParams
+from facevae.optimization import Optimization, with_prefix
+from facevae.params import TrainParams
 
-SIGMA_FACTOR = 10  # times the learning rate: alone it has as far to go as all weights together, in steps of that size
 REPORT_EVERY = 20  # steps between looks at numbers that live on the device
 
 EpochRow = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is at the end of an epoch: what is to come depends on nothing else.
+
+    `rows` is the history so far, one row an epoch. `tensors` are the weights, their average, the optimiser's moments
+    and the weights of the best epoch, by name: not copies, so they are to be used before training goes on.
+    """
+
+    rows: list[EpochRow]
+    tensors: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,62 +61,60 @@ class TrainingResult:
 
 
 def train(
+    model: VAE,
     train_images: NDArray[np.uint8],
     validation_images: NDArray[np.uint8],
-    model_params: ModelParams,
     params: TrainParams,
     *,
     seed: int,
-    on_epoch: Callable[[EpochRow], None],
+    start: Progress | None,
+    on_epoch: Callable[[Progress], None],
 ) -> TrainingResult:
     """Train a VAE with Adam and keep the weights of the best epoch.
 
     Parameters
     ----------
+    model
+        With its initial weights; it is trained in place.
     train_images, validation_images
         Shape (N, height, width, channels); memory maps will do.
-    model_params, params
-        The architecture; the objective and its optimisation.
+    params
+        The objective and its optimisation.
     seed
-        Determines the initial weights, the order of the images, the noise and the dropout.
+        Determines the order of the images, how they are flipped, the noise and the dropout, anew for each epoch.
+    start
+        Where a training of the same arguments was, to go on from there to the same result; None: from the beginning.
     on_epoch
-        Called after each epoch with its row of the history.
+        Called after each epoch.
 
     Raises
     ------
     UserError
         Too many steps exploded, or the validation loss is not finite: the message says what to change.
     """
-    torch.manual_seed(seed)
     device = set_up_device(params)
-    _, image_size, _, image_channels = train_images.shape
-    model = VAE(model_params, image_size, image_channels).to(device)
-    loop = _Loop(model, params, len(train_images), device, seed)
+    loop = _Loop(model.to(device), params, len(train_images), device, seed)
     validation_images = binarize(validation_images, params.binarization, seed)
-    rows: list[EpochRow] = []
-    best_epoch, best_loss, best_weights = 0, math.inf, model.state_dict()
-    with tqdm(total=params.epochs * len(train_images), desc="train", unit="image", disable=None) as bar:
-        for epoch in range(1, params.epochs + 1):
+    rows, best_weights = [], model.state_dict()
+    if start is not None:
+        rows = list(start.rows)
+        best_weights = with_prefix(start.tensors, "best.")
+        loop.optimization.restore(start.tensors, len(rows) * loop.steps_per_epoch)
+    num_images, num_done = params.epochs * len(train_images), len(rows) * len(train_images)
+    with tqdm(total=num_images, initial=num_done, desc="train", unit="image", disable=None) as bar:
+        for epoch in range(len(rows) + 1, params.epochs + 1):
             images = binarize(train_images, params.binarization, seed, epoch)
-            numbers = {"epoch": epoch, **loop.train_epoch(images, bar), **loop.validate(validation_images)}
-            row = {key: round_number(value) for key, value in numbers.items()}
-            if not math.isfinite(row["validation_loss"]):
-                raise UserError(f"the validation loss is {row['validation_loss']} after epoch {epoch}. {_ADVICE}")
-            if row["validation_loss"] < best_loss:
-                best_epoch, best_loss = epoch, row["validation_loss"]
-                best_weights = copy.deepcopy(loop.validated.state_dict())
-            rows.append(row)
-            on_epoch(row)
+            numbers = {"epoch": epoch, **loop.train_epoch(images, epoch, bar), **loop.validate(validation_images)}
+            rows.append({key: round_number(value) for key, value in numbers.items()})
+            if not math.isfinite(rows[-1]["validation_loss"]):
+                raise UserError(f"the validation loss is {rows[-1]['validation_loss']} after epoch {epoch}. {_ADVICE}")
+            if _best_epoch(rows) == epoch:
+                best_weights = copy.deepcopy(loop.optimization.validated.state_dict())
+            best = {f"best.{name}": weight for name, weight in best_weights.items()}
+            on_epoch(Progress(rows, loop.optimization.tensors() | best))
     model.load_state_dict(best_weights)
     history = pd.DataFrame(rows).astype({"epoch": int, "skipped_steps": int})
-    return TrainingResult(model.cpu().eval(), history, best_epoch)
-
-
-def learning_rate_at(params: TrainParams, step: int, num_steps: int) -> float:
-    """The learning rate of a step, counted from 0: linear warm-up, then constant or half a cosine down to zero."""
-    warmup = min(1.0, (step + 1) / (params.learning_rate_warmup_steps + 1))
-    decay = 0.5 * (1 + math.cos(math.pi * step / num_steps)) if params.learning_rate_decay == "cosine" else 1.0
-    return params.learning_rate * warmup * decay
+    return TrainingResult(model.cpu().eval(), history, _best_epoch(rows))
 
 
 def num_batches(num_images: int, batch_size: int) -> int:
@@ -117,52 +126,40 @@ def num_batches(num_images: int, batch_size: int) -> int:
     return max(1, whole + (rest > 1))
 
 
-def kl_weight_at(params: TrainParams, epochs: float) -> float:
-    """The weight of the KL term after `epochs` (a fraction will do): it rises from 0 to beta during the warm-up."""
-    return params.beta * min(1.0, epochs / params.kl_warmup_epochs) if params.kl_warmup_epochs else params.beta
-
-
 class _Loop:
-    """Model, optimiser, generators and position, as they go from epoch to epoch."""
+    """An optimisation that is led through epochs."""
 
     def __init__(self, model: VAE, params: TrainParams, num_images: int, device: torch.device, seed: int) -> None:
-        self.model = model
         self.params = params
         self.device = device
         self.seed = seed
-        self.step = 0
         self.steps_per_epoch = num_batches(num_images, params.batch_size)
-        self.order = np.random.default_rng(seed)
-        self.noise = torch.Generator(device).manual_seed(seed)
-        model.log_sigma.requires_grad_(params.likelihood == "gaussian")
-        self.trainable = [weight for weight in model.parameters() if weight.requires_grad]
-        groups = [[weight for weight in self.trainable if weight is not model.log_sigma]]
-        if params.likelihood == "gaussian":
-            groups.append([model.log_sigma])
-        self.optimizer = torch.optim.Adam([{"params": group} for group in groups], lr=params.learning_rate, fused=True)
-        self.validated = model if params.average_decay is None else copy.deepcopy(model)  # what is validated and kept
+        self.optimization = Optimization(model, params, self.steps_per_epoch, device)
 
-    def train_epoch(self, images: NDArray[np.uint8], bar: "tqdm[NoReturn]") -> EpochRow:
+    def train_epoch(self, images: NDArray[np.uint8], epoch: int, bar: "tqdm[NoReturn]") -> EpochRow:
         """One pass over all images in a new order; means are over the steps that were taken."""
-        self.model.train()
+        optimization = self.optimization
+        optimization.model.train()
+        order, noise = self._randomness_of(epoch)
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # reconstruction, KL
         num_taken = torch.zeros((), dtype=torch.float64, device=self.device)  # images of steps that were not skipped
         num_skipped = torch.zeros((), device=self.device)
         largest_norm = torch.zeros((), device=self.device)
-        for batch in _batches(images, self.params.batch_size, self.order.permutation(len(images))):
-            terms, norm, skip = self._train_step(to_unit_range(batch, self.device))
-            totals += torch.where(skip, 0.0, terms) * len(batch)
-            num_taken += torch.where(skip, 0, len(batch))
-            num_skipped += skip
-            largest_norm = torch.where(skip, largest_norm, torch.maximum(largest_norm, norm))
+        for batch in _batches(images, self.params.batch_size, order.permutation(len(images))):
+            inputs = self._flip_some(to_unit_range(batch, self.device), noise)
+            terms, norm, skipped = optimization.take_step(inputs, self._noise(len(batch), noise))
+            totals += torch.where(skipped, 0.0, terms) * len(batch)
+            num_taken += torch.where(skipped, 0, len(batch))
+            num_skipped += skipped
+            largest_norm = torch.where(skipped, largest_norm, torch.maximum(largest_norm, norm))
             bar.update(len(batch))
-            if self.step % REPORT_EVERY == 0 or self.step % self.steps_per_epoch == 0:
+            if optimization.step % REPORT_EVERY == 0 or optimization.step % self.steps_per_epoch == 0:
                 self._check_skipped(int(num_skipped))
                 row = self._row("train", totals, float(num_taken))
                 bar.set_postfix({key.removeprefix("train_"): f"{value:.1f}" for key, value in row.items()})
         return {
             **row,
-            "learning_rate": self._learning_rate(self.step - 1),
+            "learning_rate": optimization.learning_rate(optimization.step - 1),
             "largest_gradient_norm": float(largest_norm),
             "skipped_steps": float(num_skipped),
         }
@@ -170,62 +167,33 @@ class _Loop:
     @torch.no_grad()
     def validate(self, images: NDArray[np.uint8]) -> EpochRow:
         """Means over all images, in evaluation mode, with the same noise every time."""
-        self.validated.eval()
+        model = self.optimization.validated.eval()
         noise = torch.Generator(self.device).manual_seed(self.seed)
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in _batches(images, self.params.batch_size, np.arange(len(images))):
-            totals += torch.stack(self._terms(self.validated, to_unit_range(batch, self.device), noise)) * len(batch)
+            inputs = to_unit_range(batch, self.device)
+            totals += torch.stack(self.optimization.terms(model, inputs, self._noise(len(batch), noise))) * len(batch)
         return self._row("validation", totals, len(images))
 
-    def _train_step(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Update the weights; gives reconstruction and KL (2,), the gradient's norm, and whether the step was skipped.
+    def _randomness_of(self, epoch: int) -> tuple[np.random.Generator, torch.Generator]:
+        """Generators of the order and of the noise; dropout draws from the global one, which is seeded too.
 
-        The optimiser is told of the clipping and of the skip by the two tensors through which PyTorch's own loss
-        scaling speaks to fused optimisers, so that nothing waits for the device.
+        An epoch's randomness depends on its number alone, so that a training can go on from any of them.
         """
-        buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch normalisation's running statistics
-        reconstruction, kl = self._terms(self.model, images, self.noise)
-        self.optimizer.zero_grad()
-        (reconstruction + self._kl_weight() * kl).backward()
-        norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.trainable if weight.grad is not None])
-        scaling: Any = self.optimizer
-        skip = ~torch.isfinite(norm)
-        if self.params.skip_gradient_norm is not None:
-            skip |= norm > self.params.skip_gradient_norm
-        if self.params.clip_gradient_norm is not None:
-            scaling.grad_scale = (norm / self.params.clip_gradient_norm).clamp(min=1)  # it divides the gradients
-        scaling.found_inf = skip.float()
-        for group, factor in zip(self.optimizer.param_groups, (1, SIGMA_FACTOR), strict=False):
-            group["lr"] = factor * self._learning_rate(self.step)
-        self.optimizer.step()
-        self.model.log_sigma.data.clamp_(min=objective.LOG_SIGMA_FLOOR)
-        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(torch.where(skip, before, buffer))
-        self.step += 1
-        if self.params.average_decay is not None:
-            self._average(self.params.average_decay)
-        return torch.stack([reconstruction, kl]).detach(), norm, skip
+        seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+        torch.manual_seed(seed)
+        return np.random.default_rng(seed), torch.Generator(self.device).manual_seed(seed)
 
-    def _terms(self, model: VAE, images: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Reconstruction and KL, means over a batch, in float32 whatever the network is in."""
-        with autocast(self.params.precision, self.device):
-            posterior = model.encode(images)
-            reconstruction = model.decode(posterior.sample(noise))
-        likelihood, log_sigma = self.params.likelihood, model.log_sigma
-        reconstruction_term = objective.reconstruction_term(likelihood, reconstruction, images, log_sigma)
-        return reconstruction_term.mean(), objective.kl_nats(posterior).mean()
+    def _noise(self, num_images: int, generator: torch.Generator) -> Tensor:
+        latent_dim = self.optimization.model.params.latent_dim
+        return torch.randn(num_images, latent_dim, generator=generator, device=self.device)
 
-    @torch.no_grad()
-    def _average(self, decay: float) -> None:
-        """Move what is validated a little towards the weights (Polyak and Juditsky 1992), more in the first steps."""
-        decay = min(decay, (1 + self.step) / (10 + self.step))
-        for average, current in zip(
-            self.validated.state_dict().values(), self.model.state_dict().values(), strict=True
-        ):
-            if average.is_floating_point():
-                average.lerp_(current, 1 - decay)
-            else:  # the number of batches that batch normalisation has seen
-                average.copy_(current)
+    def _flip_some(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Every other image, by chance, as in a mirror: a face is as likely to look left as right."""
+        if not self.params.horizontal_flip:
+            return images
+        flipped = torch.rand(len(images), 1, 1, 1, generator=generator, device=self.device) < 0.5
+        return torch.where(flipped, images.flip(3), images)
 
     def _row(self, split: str, totals: Tensor, num_images: float) -> EpochRow:
         """Mean reconstruction and KL, and the loss that they add up to at the full weight of the KL."""
@@ -236,19 +204,20 @@ class _Loop:
             f"{split}_kl": kl,
         }
 
-    def _kl_weight(self) -> float:
-        return kl_weight_at(self.params, (self.step + 1) / self.steps_per_epoch)
-
     def _check_skipped(self, num_skipped: int) -> None:
         if num_skipped > self.params.max_skipped_steps or num_skipped == self.steps_per_epoch:
             raise UserError(
                 f"{num_skipped} steps of one epoch had a gradient that was not finite or longer than "
                 f"train.skip_gradient_norm {self.params.skip_gradient_norm}; train.max_skipped_steps allows "
-                f"{self.params.max_skipped_steps}, and not all of them; training stopped at step {self.step}. {_ADVICE}"
+                f"{self.params.max_skipped_steps}, and not all of them; training stopped at step "
+                f"{self.optimization.step}. {_ADVICE}"
             )
 
-    def _learning_rate(self, step: int) -> float:
-        return learning_rate_at(self.params, step, self.params.epochs * self.steps_per_epoch)
+
+def _best_epoch(rows: list[EpochRow]) -> int:
+    """The first one with the lowest validation loss, counted from 1."""
+    losses = [row["validation_loss"] for row in rows]
+    return 1 + losses.index(min(losses))
 
 
 def _batches(images: NDArray[np.uint8], batch_size: int, order: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:

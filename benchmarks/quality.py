@@ -1,0 +1,299 @@
+"""Train several models for the same time, or on as many images, and measure them all alike.
+
+The documented original, its deeper script version and pythae's VAE for CelebA stand beside the demo's model and the
+best recipe, which is trained with the original's objective too. All go through the same loop on the same images at
+64 x 64, and one classifier, trained once, judges them. Each finished training is kept in the folder of the results, so
+that a benchmark which was stopped goes on where it was.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from facevae.checkpoint import Header
+from facevae.classifier import load_classifier, save_classifier, train_classifier
+from facevae.errors import reported_errors
+from facevae.evaluation import evaluate
+from facevae.files import write_csv, write_json
+from facevae.hardware import autocast, set_up_device
+from facevae.model import LOG_VARIANCE_LIMIT, VAE, Posterior, new_model
+from facevae.params import EvaluateParams, ModelParams, Params, TrainParams, parse_params
+from facevae.preparation import prepare
+from facevae.prepared import PreparedSet
+from facevae.sources import open_source
+from facevae.training import train
+
+ROOT = Path(__file__).parent.parent
+IMAGE_SIZE = 64
+NUM_TRAIN, NUM_VALIDATION, NUM_IMAGES = 6500, 500, 8000  # from the front; the rest is the test
+PROBED_IMAGES, NUM_PROBES = 512, 4  # by which the speed is measured
+MARGIN = 0.97  # of the time is planned for
+
+BEST = {  # for half the size and some thousand steps
+    "model.channels": [32, 64, 128, 256],
+    "model.strides": [2, 2, 2, 2],
+    "model.latent_dim": 128,
+    "train.average_decay": 0.995,
+}
+ORIGINAL_OBJECTIVE = {"train.likelihood": "squared_error", "train.clip_gradient_norm": 200.0}
+PYTHAE = {"model.latent_dim": 64, "train.batch_size": 64, "train.learning_rate": 0.001}
+
+COLUMNS = {  # what the table shows, and how many decimals of it
+    "images_seen": 0,
+    "squared_error_plus_kl": 1,
+    "squared_error": 1,
+    "kl_nats": 1,
+    "importance_weighted_bits_per_dimension": 3,
+    "fitted_prior_bits_per_dimension": 3,
+    "ssim": 3,
+    "best_frechet_distance": 2,
+    "frechet_distance_normal": 2,
+    "sliced_wasserstein_distance": 1,
+    "edit_success": 2,
+    "edit_success_random": 2,
+    "edit_leakage": 3,
+}
+
+Overrides = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A complete file of params, and what differs from it here."""
+
+    title: str
+    preset: str
+    overrides: Overrides
+
+
+CONTENDERS = {
+    "documented": Contender("documented original", "presets/celeba.yaml", {}),
+    "script": Contender("script of the original", "presets/celeba-script.yaml", {}),
+    "pythae": Contender("pythae's VAE for CelebA", "presets/celeba.yaml", PYTHAE),
+    "demo": Contender("demo's model", "params.yaml", {}),
+    "best": Contender("best recipe", "presets/celeba-best.yaml", BEST),
+    "best-original": Contender(
+        "best recipe, original's objective", "presets/celeba-best.yaml", BEST | ORIGINAL_OBJECTIVE
+    ),
+}
+
+
+class PythaeVAE(VAE):
+    """pythae's networks for CelebA behind our interface.
+
+    The sigmoid is taken out of the decoder and done in float32, as ours is: half precision would round the pixels.
+    """
+
+    def __init__(self, params: ModelParams) -> None:
+        from pythae.models import VAEConfig
+        from pythae.models.nn.benchmarks.celeba import Decoder_Conv_AE_CELEBA, Encoder_Conv_VAE_CELEBA
+
+        nn.Module.__init__(self)
+        self.params = params
+        config = VAEConfig(input_dim=(3, 64, 64), latent_dim=params.latent_dim)
+        self.encoder = Encoder_Conv_VAE_CELEBA(config)
+        decoder: Any = Decoder_Conv_AE_CELEBA(config)
+        decoder.layers[-1][-1] = nn.Identity()
+        self.decoder = decoder
+        self.log_sigma = nn.Parameter(torch.tensor(0.5 * np.log(0.5), dtype=torch.float32))
+        self.to(memory_format=torch.channels_last)
+
+    def encode(self, images: Tensor) -> Posterior:
+        output = self.encoder(images)
+        log_variance = output["log_covariance"].float().clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+        return Posterior(output["embedding"].float(), log_variance)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return torch.sigmoid(self.decoder(latent)["reconstruction"].float())
+
+
+class InPrecision(VAE):
+    """A model whose networks run in the precision of their training: in float32 the largest would take half an hour."""
+
+    def __init__(self, model: VAE, params: TrainParams, device: torch.device) -> None:
+        nn.Module.__init__(self)
+        self.model = model
+        self.log_sigma = model.log_sigma
+        self._precision = params.precision, device
+
+    def encode(self, images: Tensor) -> Posterior:
+        with autocast(*self._precision):
+            return self.model.encode(images)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        with autocast(*self._precision):
+            return self.model.decode(latent)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("images", type=Path, help="a folder with img_align_celeba/ and list_attr_celeba.txt")
+    parser.add_argument("results", type=Path, help="the folder to keep prepared images and results in")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=10.0, help="of training, each; the default is 10")
+    length.add_argument("--num-images", type=int, help="to train on, each, instead: the same for all")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    with reported_errors():
+        for seed in arguments.seeds:
+            for name in arguments.only:
+                run(arguments.images, arguments.results, name, seed, arguments.minutes, arguments.num_images)
+        compared = table(arguments.results)
+        write_csv(arguments.results / "quality.csv", compared)
+        print(compared.T.to_string(header=False))
+
+
+def run(images: Path, results: Path, name: str, seed: int, minutes: float, num_images: int | None) -> None:
+    """Train and measure one contender, unless its result is there already."""
+    length = f"{num_images}-images" if num_images else f"{minutes:g}-minutes"
+    target = results / "runs" / f"{length}-{name}-{seed}.json"
+    if target.exists():
+        return
+    params = params_of(CONTENDERS[name])
+    prepared = prepared_set(images, results, params)
+    device = set_up_device(params.train)
+
+    def fresh() -> VAE:
+        if name != "pythae":
+            return new_model(params.model, IMAGE_SIZE, 3, seed=seed)
+        torch.manual_seed(seed)
+        return PythaeVAE(params.model)
+
+    train_images = prepared.images("train")
+    if num_images is None:
+        num_images = int(MARGIN * 60 * minutes * images_per_second(fresh, train_images, params.train))
+    order, epochs = epochs_of(num_images, len(train_images), seed)
+    train_params = params.train.model_copy(update={"epochs": epochs})
+    start = time.monotonic()
+    split = train_images[order], prepared.images("validation")
+    result = train(fresh(), *split, train_params, seed=seed, start=None, on_epoch=lambda _: None)
+    seconds = time.monotonic() - start
+    classifier = load_classifier(results / "classifier.safetensors", data_digest=prepared.digest)
+    model = InPrecision(result.model.to(device), params.train, device).eval()
+    header = Header.model_construct(likelihood=params.train.likelihood, binarization=params.train.binarization)
+    evaluation = evaluate(model, header, classifier.to(device), prepared, evaluation_params(params), seed=seed)
+    samplers = evaluation.tables["samplers.csv"].set_index("sampler")["frechet_distance"]
+    drawn = samplers.loc[list(evaluation.priors.priors)]
+    facts = {
+        "length": length,
+        "contender": name,
+        "seed": seed,
+        "images_seen": epochs * len(order),
+        "training_seconds": round(seconds),
+        "num_weights": sum(weight.numel() for weight in model.parameters()),
+        **result.summary(),
+        **evaluation.metrics,
+        "squared_error_plus_kl": evaluation.metrics["squared_error"] + evaluation.metrics["kl_nats"],
+        "best_sampler": str(drawn.idxmin()),
+        "best_frechet_distance": float(drawn.min()),
+        **{f"frechet_distance_{sampler}": value for sampler, value in samplers.items()},
+    }
+    target.parent.mkdir(exist_ok=True)
+    write_json(target, facts)
+    print(json.dumps(facts), flush=True)
+
+
+def epochs_of(num_seen: int, num_images: int, seed: int) -> tuple[NDArray[np.int64], int]:
+    """Which images make up an epoch, and how many epochs there are, so that `num_seen` are seen in all.
+
+    An epoch has each image once, and some twice, or only some where the time does not allow for one.
+    """
+    epochs = max(1, num_seen // num_images)
+    order = np.random.default_rng(seed).permutation(num_images)
+    return np.resize(order, num_seen // epochs), epochs
+
+
+def params_of(contender: Contender) -> Params:
+    """The params of a contender on images of 64 x 64."""
+    tree = yaml.safe_load((ROOT / contender.preset).read_text(encoding="utf-8"))
+    own = {"data.source": "celeba", "data.num_images": NUM_IMAGES, "data.image_size": IMAGE_SIZE, "data.crop": None}
+    for key, value in {**own, "data.split": "official", **contender.overrides}.items():
+        section, _, last = key.partition(".")
+        tree[section][last] = value
+    return parse_params(tree, name=contender.preset)
+
+
+def evaluation_params(params: Params) -> EvaluateParams:
+    """The same for all contenders, but for the weight of the original's directions."""
+    return EvaluateParams(
+        split="test",
+        batch_size=100,
+        num_importance_samples=8,
+        num_samples=1000,
+        attributes=("Eyeglasses", "Smiling", "Male", "Blond_Hair"),
+        strengths=(0.5, 1.0, 2.0, 3.0),
+        num_edited_images=40,
+        original_lambda=params.evaluate.original_lambda,
+        num_bootstraps=1000,
+    )
+
+
+def prepared_set(images: Path, results: Path, params: Params) -> PreparedSet:
+    """The prepared images, and beside them the classifier; made where they are missing."""
+    folder = results / "prepared"
+    if not folder.exists():
+        source = results / "celeba"
+        source.mkdir(parents=True)
+        for name in ("img_align_celeba", "list_attr_celeba.txt"):
+            (source / name).symlink_to((images / name).resolve())
+        files = sorted(path.name for path in (images / "img_align_celeba").iterdir())[:NUM_IMAGES]
+        parts = np.digitize(np.arange(len(files)), [NUM_TRAIN, NUM_TRAIN + NUM_VALIDATION])
+        lines = "".join(f"{name} {part}\n" for name, part in zip(files, parts, strict=True))
+        (source / "list_eval_partition.txt").write_text(lines)
+        data = params.data.model_copy(update={"root": str(source)})
+        prepare(open_source(data, params.seed), data, params.seed, folder)
+    prepared = PreparedSet(folder)
+    judge = results / "classifier.safetensors"
+    if not judge.exists():
+        tables = prepared.images("train"), prepared.attributes("train")
+        device = set_up_device(params.train)
+        classifier = train_classifier(*tables, params.classifier, params.train.precision, device, seed=params.seed)
+        save_classifier(judge, classifier, data_digest=prepared.digest)
+    return prepared
+
+
+def images_per_second(fresh: Callable[[], VAE], images: NDArray[np.uint8], params: TrainParams) -> float:
+    """The speed of training: the best of some short ones, since other work on the machine can only slow it down."""
+    some = params.model_copy(update={"epochs": 1, "max_skipped_steps": PROBED_IMAGES})
+    rates = []
+    for _ in range(NUM_PROBES):
+        start = time.monotonic()
+        train(fresh(), images[:PROBED_IMAGES], images[:2], some, seed=0, start=None, on_epoch=lambda _: None)
+        rates.append(PROBED_IMAGES / (time.monotonic() - start))
+    return max(rates)
+
+
+def table(results: Path) -> pd.DataFrame:
+    """One row for each contender and length of training: medians over the seeds, and in brackets their extremes."""
+    runs = pd.DataFrame([json.loads(path.read_text(encoding="utf-8")) for path in (results / "runs").glob("*.json")])
+    runs["order"] = runs["contender"].map(list(CONTENDERS).index)
+    rows = []
+    for (length, _, name), group in runs.groupby(["length", "order", "contender"]):
+        cells = {column: spread(group[column], digits) for column, digits in COLUMNS.items()}
+        title = CONTENDERS[str(name)].title
+        rows.append({"length": length, "contender": title, "seeds": len(group), **cells})
+    return pd.DataFrame(rows)
+
+
+def spread(values: "pd.Series[float]", digits: int) -> str:
+    """The median, and the extremes where there are several values."""
+    median, least, most = (f"{value:.{digits}f}" for value in (values.median(), values.min(), values.max()))
+    return median if len(values) == 1 else f"{median} ({least} to {most})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What a step of training does: objective, schedules, clipping, skipping, averaging.
+
+Nothing in a step waits for the device.
+"""
+
+import copy
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from facevae import objective
+from facevae.hardware import autocast
+from facevae.model import VAE
+from facevae.params import TrainParams
+
+SIGMA_FACTOR = 10  # times the learning rate: alone it has as far to go as all weights together, in steps of that size
+
+
+class StepReport(NamedTuple):
+    """Reconstruction and KL (2,), means over the batch; the gradient's norm; whether the step was skipped."""
+
+    terms: Tensor
+    norm: Tensor
+    skipped: Tensor
+
+
+class Optimization:
+    """A model with its optimiser, as they go from step to step.
+
+    Attributes
+    ----------
+    model
+        What is trained.
+    validated
+        What is validated and kept: the model itself, or the average of its weights over the steps.
+    step
+        How many steps lie behind, those that were skipped among them.
+    """
+
+    def __init__(self, model: VAE, params: TrainParams, steps_per_epoch: int, device: torch.device) -> None:
+        self.model = model
+        self.params = params
+        self.steps_per_epoch = steps_per_epoch
+        self.device = device
+        self.step = 0
+        model.log_sigma.requires_grad_(params.likelihood == "gaussian")
+        self.trainable = [weight for weight in model.parameters() if weight.requires_grad]
+        groups = [[weight for weight in self.trainable if weight is not model.log_sigma]]
+        if params.likelihood == "gaussian":
+            groups.append([model.log_sigma])
+        self.optimizer = torch.optim.Adam([{"params": group} for group in groups], lr=params.learning_rate, fused=True)
+        self.validated = model if params.average_decay is None else copy.deepcopy(model)
+
+    def take_step(self, images: Tensor, noise: Tensor) -> StepReport:
+        """Update the weights by a batch (batch, channel, height, width) and its noise (batch, latent_dim).
+
+        The optimiser is told of the clipping and of the skip by the two tensors through which PyTorch's own loss
+        scaling speaks to fused optimisers.
+        """
+        buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch normalisation's running statistics
+        reconstruction, kl = self.terms(self.model, images, noise)
+        self.optimizer.zero_grad()
+        (reconstruction + kl_weight_at(self.params, (self.step + 1) / self.steps_per_epoch) * kl).backward()
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.trainable if weight.grad is not None])
+        scaling: Any = self.optimizer
+        skip = ~torch.isfinite(norm)
+        if self.params.skip_gradient_norm is not None:
+            skip |= norm > self.params.skip_gradient_norm
+        if self.params.clip_gradient_norm is not None:
+            scaling.grad_scale = (norm / self.params.clip_gradient_norm).clamp(min=1)  # it divides the gradients
+        scaling.found_inf = skip.float()
+        for group, factor in zip(self.optimizer.param_groups, (1, SIGMA_FACTOR), strict=False):
+            group["lr"] = factor * self.learning_rate(self.step)
+        self.optimizer.step()
+        self.model.log_sigma.data.clamp_(min=objective.LOG_SIGMA_FLOOR)
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(torch.where(skip, before, buffer))
+        self.step += 1
+        if self.params.average_decay is not None:
+            self._average(self.params.average_decay)
+        return StepReport(torch.stack([reconstruction, kl]).detach(), norm, skip)
+
+    def terms(self, model: VAE, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction and KL, means over a batch, in float32 whatever the network is in."""
+        with autocast(self.params.precision, self.device):
+            posterior = model.encode(images)
+            reconstruction = model.decode(posterior.at(noise))
+        likelihood, log_sigma = self.params.likelihood, model.log_sigma
+        reconstruction_term = objective.reconstruction_term(likelihood, reconstruction, images, log_sigma)
+        return reconstruction_term.mean(), objective.kl_nats(posterior).mean()
+
+    def learning_rate(self, step: int) -> float:
+        """That of a step, counted from 0."""
+        return learning_rate_at(self.params, step, self.params.epochs * self.steps_per_epoch)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, their average and the optimiser's moments, by name; not copies."""
+        named = {f"model.{name}": weight for name, weight in self.model.state_dict().items()}
+        if self.validated is not self.model:
+            named |= {f"average.{name}": weight for name, weight in self.validated.state_dict().items()}
+        for index, weight in enumerate(self.trainable):
+            named |= {f"optimizer.{index}.{name}": moment for name, moment in self.optimizer.state[weight].items()}
+        return named
+
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Be again as after `step` steps, by what `tensors` gave then."""
+        self.step = step
+        self.model.load_state_dict(with_prefix(tensors, "model."))
+        if self.validated is not self.model:
+            self.validated.load_state_dict(with_prefix(tensors, "average."))
+        for index, weight in enumerate(self.trainable):
+            moments = with_prefix(tensors, f"optimizer.{index}.")
+            self.optimizer.state[weight] = {name: _as_stored(moment, weight) for name, moment in moments.items()}
+
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        """Move what is validated a little towards the weights (Polyak and Juditsky 1992), more in the first steps."""
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        for average, current in zip(
+            self.validated.state_dict().values(), self.model.state_dict().values(), strict=True
+        ):
+            if average.is_floating_point():
+                average.lerp_(current, 1 - decay)
+            else:  # the number of batches that batch normalisation has seen
+                average.copy_(current)
+
+
+def learning_rate_at(params: TrainParams, step: int, num_steps: int) -> float:
+    """The learning rate of a step, counted from 0: linear warm-up, then constant or half a cosine down to zero."""
+    warmup = min(1.0, (step + 1) / (params.learning_rate_warmup_steps + 1))
+    decay = 0.5 * (1 + math.cos(math.pi * step / num_steps)) if params.learning_rate_decay == "cosine" else 1.0
+    return params.learning_rate * warmup * decay
+
+
+def kl_weight_at(params: TrainParams, epochs: float) -> float:
+    """The weight of the KL term after `epochs` (a fraction will do): it rises from 0 to beta during the warm-up."""
+    return params.beta * min(1.0, epochs / params.kl_warmup_epochs) if params.kl_warmup_epochs else params.beta
+
+
+def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _as_stored(moment: Tensor, weight: Tensor) -> Tensor:
+    """A moment on the device and in the memory order of its weight; the count of steps is a single number."""
+    return torch.empty_like(weight if moment.shape == weight.shape else moment, device=weight.device).copy_(moment)

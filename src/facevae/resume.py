@@ -1,0 +1,70 @@
+"""The progress of a training on disk, so that one that was killed goes on where it was.
+
+There is one file for each training, named after the fingerprint of all that its result depends on, so that no other
+training ever finds it. A file that is not whole is removed with a warning, and training starts over.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from facevae.errors import UserError
+from facevae.files import partial_path
+from facevae.tensor_file import read_tensors, write_tensors
+from facevae.training import Progress
+
+FOLDER = Path(".facevae/resume")
+MAX_FILES = 4  # of trainings that never ended; the oldest go first
+
+logger = logging.getLogger(__name__)
+
+
+class Header(BaseModel):
+    """The history so far."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: list[dict[str, float]]
+
+
+class ResumeFile:
+    """Where the progress of one training is kept.
+
+    It lies in the project's own folder also while DVC runs a queued experiment in another one, which it deletes.
+    """
+
+    def __init__(self, fingerprint: str) -> None:
+        self.path = Path(os.environ.get("DVC_ROOT", "")) / FOLDER / fingerprint
+
+    def load(self) -> Progress | None:
+        """What was saved last; None where there is nothing, or nothing whole."""
+        if not self.path.exists():
+            return None
+        try:
+            tensors, header = read_tensors(self.path, Header, remedy="")
+        except UserError as error:
+            logger.warning("%s; training starts over", error)
+            self.remove()
+            return None
+        logger.warning("training goes on after epoch %d, where it was stopped", len(header.rows))
+        return Progress(header.rows, tensors)
+
+    def save(self, progress: Progress) -> None:
+        """Keep this in place of what was saved before; a disk that is full costs a warning, not the training."""
+        try:
+            write_tensors(self.path, progress.tensors, Header(rows=progress.rows))
+            self._remove_oldest()
+        except OSError as error:
+            logger.warning("%s cannot be written (%s): were training stopped now, more would be lost", self.path, error)
+
+    def remove(self) -> None:
+        """Forget the training: it has ended, and its results are on disk."""
+        for path in (self.path, partial_path(self.path)):
+            path.unlink(missing_ok=True)
+
+    def _remove_oldest(self) -> None:
+        files = sorted(self.path.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+        for path in files[:-MAX_FILES]:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,58 @@
+"""Tensors and a header in one safetensors file, which is read whole or not at all; nothing in it is pickled.
+
+The header comes with a digest of everything, since safetensors itself would not notice a flipped bit.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import TypeVar
+
+import safetensors.torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from facevae.errors import UserError
+from facevae.files import write_bytes
+
+METADATA = "facevae"  # the one key of the metadata: several would be written in any order
+DIGEST_LENGTH = 64  # characters of a SHA-256 in hexadecimal
+
+HeaderT = TypeVar("HeaderT", bound=BaseModel)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: BaseModel) -> None:
+    """Write tensors with a header; the same give the same bytes."""
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    text = header.model_dump_json()
+    write_bytes(path, safetensors.torch.save(whole, metadata={METADATA: _digest(whole, text) + text}))
+
+
+def read_tensors(path: Path, header: type[HeaderT], *, remedy: str) -> tuple[dict[str, Tensor], HeaderT]:
+    """Tensors on the CPU, and the header.
+
+    Raises
+    ------
+    UserError
+        The file is missing (`remedy` says how to come by it), damaged, or not of this version of facevae.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {remedy}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            stored = (file.metadata() or {})[METADATA]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise UserError(f"{path} is damaged, or not a file of facevae: {error}") from error
+    digest, text = stored[:DIGEST_LENGTH], stored[DIGEST_LENGTH:]
+    if _digest(tensors, text) != digest:
+        raise UserError(f"{path} is damaged: it is not what was written")
+    try:
+        return tensors, header.model_validate_json(text)
+    except ValidationError as error:
+        raise UserError(f"{path} is not of this version of facevae: {error}") from error
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    """Of names, types, shapes and values of the tensors, and of the header's text."""
+    return hashlib.sha256(safetensors.torch.save(tensors) + text.encode()).hexdigest()

@@ -1,0 +1,119 @@
+import copy
+import math
+
+import pytest
+import torch
+from conftest import disc_images, small_params
+
+from facevae import objective
+from facevae.model import VAE, new_model, to_unit_range
+from facevae.optimization import Optimization, StepReport, kl_weight_at, learning_rate_at
+
+CPU = torch.device("cpu")
+IMAGES = to_unit_range(disc_images(8), CPU)
+STEPS_PER_EPOCH = 7
+
+
+def optimization_with(**changes: object) -> Optimization:
+    params = small_params(**changes)
+    return Optimization(new_model(params.model, 8, 3, seed=0), params.train, STEPS_PER_EPOCH, CPU)
+
+
+def take_step(optimization: Optimization, images: torch.Tensor, seed: int = 0) -> StepReport:
+    latent_dim = optimization.model.params.latent_dim
+    return optimization.take_step(images, torch.randn(len(IMAGES), latent_dim, generator=seeded(seed)))
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def weights(model: VAE) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+@pytest.mark.parametrize("normalization", ["none", "batch"])
+def test_a_step_that_is_not_finite_changes_nothing(normalization: str) -> None:
+    optimization = optimization_with(model__normalization=normalization)
+    take_step(optimization, IMAGES)
+    before, state = weights(optimization.model), copy.deepcopy(optimization.optimizer.state_dict()["state"])
+    *_, skip = take_step(optimization, torch.full((8, 3, 8, 8), math.nan))
+    assert bool(skip)
+    assert all(torch.equal(weight, before[name]) for name, weight in optimization.model.state_dict().items())
+    for index, moments in optimization.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(moments[name], state[index][name]) for name in moments)
+    *_, skip = take_step(optimization, IMAGES)
+    assert not bool(skip)
+    assert not torch.equal(optimization.model.encoder.mean.weight, before["encoder.mean.weight"])
+
+
+def test_an_exploding_step_is_skipped() -> None:
+    _, norm, skip = take_step(optimization_with(train__skip_gradient_norm=1e9), IMAGES)
+    assert not bool(skip)
+    optimization = optimization_with(train__skip_gradient_norm=float(norm) * 0.9)
+    before = weights(optimization.model)
+    *_, skip = take_step(optimization, IMAGES)
+    assert bool(skip)
+    assert all(torch.equal(weight, before[name]) for name, weight in optimization.model.state_dict().items())
+
+
+@pytest.mark.parametrize("limit", [0.5, 1e6])
+def test_gradients_are_clipped_as_torch_clips_them(limit: float) -> None:
+    """Steps of plain Adam after `clip_grad_norm_` must lead to the same weights; short gradients are left alone."""
+    optimization = optimization_with(train__clip_gradient_norm=limit)
+    reference = copy.deepcopy(optimization.model)
+    optimizer = torch.optim.Adam([weight for weight in reference.parameters() if weight.requires_grad], lr=0.01)
+    for _ in range(3):
+        posterior = reference.encode(IMAGES)
+        reconstruction = reference.decode(posterior.sample(seeded(0)))
+        loss = objective.squared_error(reconstruction, IMAGES).mean() + objective.kl_nats(posterior).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), limit)
+        optimizer.step()
+        take_step(optimization, IMAGES)
+    for name, weight in optimization.model.state_dict().items():
+        torch.testing.assert_close(weight, reference.state_dict()[name], atol=2e-5, rtol=1e-3)
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    params = small_params(train__learning_rate=1.0, train__learning_rate_warmup_steps=3).train
+    assert [learning_rate_at(params, step, 100) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    cosine = params.model_copy(update={"learning_rate_decay": "cosine", "learning_rate_warmup_steps": 0})
+    assert learning_rate_at(cosine, 0, 100) == 1
+    assert learning_rate_at(cosine, 50, 100) == pytest.approx(0.5)
+    assert learning_rate_at(cosine, 99, 100) < 0.001
+
+
+def test_the_kl_warms_up_to_beta() -> None:
+    params = small_params(train__beta=2.0, train__kl_warmup_epochs=4).train
+    assert [kl_weight_at(params, epochs) for epochs in (0, 1, 4, 9)] == [0, 0.5, 2, 2]
+    assert kl_weight_at(params.model_copy(update={"kl_warmup_epochs": 0}), 0) == 2
+
+
+def test_sigma_is_learned_for_the_gaussian_alone_and_stays_above_its_floor() -> None:
+    fixed, learned = optimization_with(), optimization_with(train__likelihood="gaussian")
+    for optimization in (fixed, learned):
+        for _ in range(20):
+            take_step(optimization, IMAGES)
+    assert fixed.model.log_sigma.item() == pytest.approx(0.5 * math.log(0.5))
+    assert learned.model.log_sigma.item() < fixed.model.log_sigma.item()
+    optimization = optimization_with(train__likelihood="gaussian", train__learning_rate=100.0)
+    take_step(optimization, IMAGES)
+    assert optimization.model.log_sigma.item() >= objective.LOG_SIGMA_FLOOR
+
+
+def test_the_average_of_the_weights_follows_them() -> None:
+    optimization = optimization_with(train__average_decay=0.9, model__normalization="batch")
+    expected = weights(optimization.validated)
+    for step in range(1, 30):
+        take_step(optimization, IMAGES)
+        decay = min(0.9, (1 + step) / (10 + step))
+        current = optimization.model.state_dict()
+        for name, weight in expected.items():
+            if weight.is_floating_point():
+                expected[name] = decay * weight + (1 - decay) * current[name]
+    for name, weight in optimization.validated.state_dict().items():
+        wanted = expected[name] if weight.is_floating_point() else current[name]
+        torch.testing.assert_close(weight, wanted)
+    assert not torch.equal(optimization.validated.encoder.mean.weight, optimization.model.encoder.mean.weight)

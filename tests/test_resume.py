@@ -1,0 +1,156 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import dvc
+
+from facevae import resume
+from facevae.resume import MAX_FILES, ResumeFile
+from facevae.training import Progress
+
+PROGRESS = Progress(
+    [{"epoch": 1, "train_loss": 2.5}, {"epoch": 2, "train_loss": 1.25}],
+    {
+        "model.weight": torch.arange(48.0).view(2, 3, 2, 4).contiguous(memory_format=torch.channels_last),
+        "model.num_batches_tracked": torch.tensor(7),
+        "optimizer.0.step": torch.tensor(14.0),
+    },
+)
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def assert_equal(loaded: Progress | None, expected: Progress = PROGRESS) -> None:
+    assert loaded is not None
+    assert loaded.rows == expected.rows
+    assert loaded.tensors.keys() == expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        assert loaded.tensors[name].dtype == tensor.dtype
+        assert torch.equal(loaded.tensors[name], tensor)
+
+
+def test_what_was_saved_is_found_again_by_its_fingerprint_alone() -> None:
+    ResumeFile("mine").save(PROGRESS)
+    assert_equal(ResumeFile("mine").load())
+    assert ResumeFile("other").load() is None
+
+
+def test_the_last_progress_takes_the_place_of_the_one_before() -> None:
+    later = Progress([*PROGRESS.rows, {"epoch": 3, "train_loss": 1.0}], PROGRESS.tensors)
+    file = ResumeFile("mine")
+    file.save(PROGRESS)
+    file.save(later)
+    assert_equal(file.load(), later)
+    assert len(list(file.path.parent.iterdir())) == 1
+
+
+def test_nothing_is_left_of_a_training_that_has_ended(root: Path) -> None:
+    file = ResumeFile("mine")
+    file.save(PROGRESS)
+    (file.path.parent / ".mine.partial").write_bytes(b"of a process that was killed while it saved")
+    file.remove()
+    assert [path for path in root.rglob("*") if path.is_file()] == []
+    file.remove()
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flip_a_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", cut, flip_a_bit, lambda content: content + b"x"])
+def test_a_damaged_file_is_removed_with_a_warning(
+    damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    file = ResumeFile("mine")
+    file.save(PROGRESS)
+    file.path.write_bytes(damage(file.path.read_bytes()))
+    assert file.load() is None
+    assert f"{file.path} is damaged" in caplog.text
+    assert "training starts over" in caplog.text
+    assert not file.path.exists()
+
+
+def test_a_disk_that_is_full_costs_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    file = ResumeFile("mine")
+    file.save(PROGRESS)
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(resume, "write_tensors", no_space)
+    file.save(Progress([], {}))
+    assert "cannot be written ([Errno 28] No space left on device)" in caplog.text
+    assert_equal(file.load())
+
+
+def test_only_the_newest_trainings_are_kept() -> None:
+    for number in range(MAX_FILES + 2):
+        ResumeFile(f"training-{number}").save(PROGRESS)
+    names = {path.name for path in ResumeFile("any").path.parent.iterdir()}
+    assert names == {f"training-{number}" for number in range(2, MAX_FILES + 2)}
+
+
+def test_going_on_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    ResumeFile("mine").save(PROGRESS)
+    with caplog.at_level(logging.WARNING):
+        ResumeFile("mine").load()
+    assert "training goes on after epoch 2" in caplog.text
+
+
+def run_training(project: Path, after_first_epoch: str) -> "subprocess.CompletedProcess[str]":
+    """The stage in a process of its own, in which something happens once its first epoch is on disk."""
+    script = f"""
+import os, runpy, signal
+from pathlib import Path
+from facevae.resume import ResumeFile
+save = ResumeFile.save
+def save_and_more(file, progress):
+    save(file, progress)
+    {after_first_epoch}
+ResumeFile.save = save_and_more
+runpy.run_path("stages/train.py", run_name="__main__")
+"""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": "src", "DVC_ROOT": str(project)}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+
+
+def outputs(project: Path) -> dict[str, bytes]:
+    paths = ("models/vae.safetensors", "plots/history.csv", "metrics/train.json")
+    return {path: (project / path).read_bytes() for path in paths}
+
+
+def leftovers(project: Path) -> list[Path]:
+    return [*project.rglob("*.partial"), *project.glob(".facevae/resume/*")]
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(copy: Path) -> None:
+    undisturbed = outputs(copy)
+    assert run_training(copy, "os.kill(os.getpid(), signal.SIGKILL)").returncode == -signal.SIGKILL
+    assert len(leftovers(copy)) == 1
+    assert "training goes on after epoch 1" in dvc(copy, "repro", "--force", "--single-item", "train")
+    assert outputs(copy) == undisturbed
+    assert leftovers(copy) == []
+
+
+def test_an_edit_while_training_runs_is_refused(copy: Path) -> None:
+    before = outputs(copy)
+    result = run_training(copy, 'Path("src/facevae/model.py").open("a").write("# edited")')
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: params.yaml, the data or the code changed while the stage")
+    assert outputs(copy) == before

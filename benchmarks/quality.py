@@ -239,6 +239,7 @@ def evaluation_params(params: Params) -> EvaluateParams:
         num_edited_images=40,
         original_lambda=params.evaluate.original_lambda,
         num_bootstraps=1000,
+        inception_weights=None,
     )
 
 

@@ -82,6 +82,7 @@ SMALL: dict[str, Any] = {
         "num_edited_images": 4,
         "original_lambda": 0.5,
         "num_bootstraps": 10,
+        "inception_weights": None,
     },
     "figures": {
         "split": "test",
@@ -240,6 +241,24 @@ def experiments(project: Path, tmp_path_factory: pytest.TempPathFactory, pytestc
         time.sleep(2)
     assert status.count("Success") == number, status
     return folder
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the Inception network, in a file as users have it."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save({}, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
+    torch.manual_seed(0)
+    for name, weight in network.state_dict().items():
+        if name.endswith("conv.weight"):
+            torch.nn.init.kaiming_normal_(weight)
+    torch.save(network.state_dict(), path)
+    return path
 
 
 @pytest.fixture

@@ -132,3 +132,11 @@ def test_the_trained_sigma_of_squared_error_is_the_root_of_one_half(prepared: Pr
     assert float(objective.gaussian_nats(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), model.log_sigma)) == (
         pytest.approx(1 + 0.5 * np.log(np.pi))
     )
+
+
+def test_the_fid_is_measured_where_there_are_weights_for_it(prepared: PreparedSet, inception_weights: Path) -> None:
+    evaluation = measured(prepared, evaluate__inception_weights=str(inception_weights))
+    samplers = evaluation.tables["samplers.csv"].set_index("sampler")["inception_frechet_distance"]
+    assert evaluation.metrics["inception_frechet_distance"] == samplers[evaluation.priors.best] > 0
+    assert samplers["reconstructions"] != samplers["normal"]
+    assert "inception_frechet_distance" not in measured(prepared).metrics

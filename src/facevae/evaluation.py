@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from facevae.checkpoint import Header
 from facevae.classifier import Classifier, judge
 from facevae.edits import RANDOM, EditStudy, Strengths, study_edits, with_control
 from facevae.errors import UserError
+from facevae.inception import Inception
 from facevae.inference import batches_of, decode_all, encode_all
 from facevae.latent_health import active_units, aggregate_kl_nats, latent_table
 from facevae.likelihood import calibrated_log_sigma, likelihood_table
@@ -160,6 +162,8 @@ class _Measure:
         sets["reconstructions"] = self._decode(held_out.posteriors.mean[:count])
         sets["training images"] = np.array(train.images[:count])
         real_features = self._features(real)
+        inception = self._inception()
+        real_inception_features = inception.features(real) if inception else None
         rows = {}
         for name, pictures in sets.items():
             features = self._features(pictures)
@@ -170,6 +174,9 @@ class _Measure:
                 "sliced_wasserstein_distance": sliced_wasserstein_distance(real, pictures, seed=self.seed).mean,
                 "sharpness_ratio": sharpness_ratio(pictures, real),
             }
+            if inception and real_inception_features is not None:
+                distance = frechet_distance(inception.features(pictures), real_inception_features)
+                rows[name]["inception_frechet_distance"] = distance
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("sampler")
 
     def neighbour_distance_ratio(self, train: _Split, held_out: _Split, priors: FittedPriors) -> float:
@@ -210,6 +217,12 @@ class _Measure:
 
     def _decode(self, latent: Tensor) -> NDArray[np.uint8]:
         return decode_all(self.model, latent, self.params.batch_size)
+
+    def _inception(self) -> Inception | None:
+        if self.params.inception_weights is None:
+            return None
+        device = self.model.log_sigma.device
+        return Inception(Path(self.params.inception_weights), self.params.batch_size, device)
 
     def _features(self, images: NDArray[np.uint8]) -> Tensor:
         return judge(self.classifier, images, self.params.batch_size).features

@@ -104,6 +104,7 @@ class EvaluateParams(Section):
     num_edited_images: PositiveInt  # for each attribute, with and without it
     original_lambda: Finite
     num_bootstraps: PositiveInt
+    inception_weights: Annotated[str, Field(min_length=1)] | None  # a file, by which the FID is measured too
 
 
 class FiguresParams(Section):

@@ -1,0 +1,54 @@
+"""Features of the Inception network, by which the literature's FID is defined, from weights that the user has.
+
+Nothing is downloaded. The network is torch-fidelity's, which reproduces that of the original TensorFlow code (Heusel
+et al. 2017, arXiv 1706.08500); the weights are those that it and pytorch-fid use, pt_inception-2015-12-05.
+"""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from facevae.errors import UserError
+
+
+class Inception:
+    """The network up to its last pooling.
+
+    Raises
+    ------
+    UserError
+        The file is missing, or holds anything but the weights of this network, or torch-fidelity is not installed.
+    """
+
+    def __init__(self, weights: Path, batch_size: int, device: torch.device) -> None:
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError:
+            raise UserError(
+                "evaluate.inception_weights needs torch-fidelity: install facevae[fid], or set it to null"
+            ) from None
+        try:
+            torch.load(weights, weights_only=True)  # torch-fidelity itself would unpickle whatever is there
+            network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
+        except FileNotFoundError:
+            raise UserError(f"evaluate.inception_weights: {weights} is missing; null leaves the FID out") from None
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"evaluate.inception_weights: {weights} does not hold the weights pt_inception-2015-12-05: {error}"
+            ) from error
+        self._network = network.to(device)
+        self._batch_size = batch_size
+        self._device = device
+
+    @torch.no_grad()
+    def features(self, images: NDArray[np.uint8]) -> Tensor:
+        """Features (N, 2048) of images (N, height, width, channels), which the network enlarges to 299 x 299."""
+        features = []
+        for start in range(0, len(images), self._batch_size):
+            batch = torch.from_numpy(np.array(images[start : start + self._batch_size])).to(self._device)
+            features.append(self._network(batch.permute(0, 3, 1, 2).expand(-1, 3, -1, -1))[0].cpu())
+        return torch.cat(features)

@@ -1,0 +1,62 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import disc_images
+
+from facevae.errors import UserError
+from facevae.inception import Inception
+from facevae.sample_quality import frechet_distance
+
+CPU = torch.device("cpu")
+
+
+def test_the_features_tell_pictures_apart_and_do_not_depend_on_the_batches(inception_weights: Path) -> None:
+    discs, noise = disc_images(6, size=16), np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    inception = Inception(inception_weights, batch_size=4, device=CPU)
+    features = inception.features(discs)
+    assert features.shape == (6, 2048)
+    torch.testing.assert_close(Inception(inception_weights, batch_size=6, device=CPU).features(discs), features)
+    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-3)
+    assert frechet_distance(features, inception.features(noise)) > 1
+
+
+def test_grey_images_are_taken_as_colourless_ones(inception_weights: Path) -> None:
+    grey = disc_images(2, size=16, channels=1)
+    inception = Inception(inception_weights, batch_size=2, device=CPU)
+    torch.testing.assert_close(inception.features(grey), inception.features(np.repeat(grey, 3, axis=3)))
+
+
+class Payload:
+    """What a pickle could smuggle in: it makes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_not_run(tmp_path: Path) -> None:
+    torch.save({"weight": Payload(tmp_path / "harm")}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="does not hold the weights pt_inception-2015-12-05"):
+        Inception(tmp_path / "weights.pth", batch_size=2, device=CPU)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all", None])
+def test_what_are_no_weights_is_told(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "weights.pth"
+    if content is None:
+        torch.save({"weight": torch.zeros(2)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"evaluate.inception_weights: .*weights.pth does not hold the weights"):
+        Inception(path, batch_size=2, device=CPU)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="weights.pth is missing; null leaves the FID out"):
+        Inception(tmp_path / "weights.pth", batch_size=2, device=CPU)

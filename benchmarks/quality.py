@@ -88,6 +88,21 @@ CONTENDERS = {
         "best recipe, original's objective", "presets/celeba-best.yaml", BEST | ORIGINAL_OBJECTIVE
     ),
 }
+ABLATION = {  # the best recipe but for one thing
+    "one-way": ("no mirrored images", {"train.horizontal_flip": False}),
+    "last-weights": ("last weights, not their average", {"train.average_decay": None}),
+    "constant-rate": ("constant learning rate", {"train.learning_rate_decay": "none"}),
+    "no-warmup": ("no warm-up of the KL", {"train.kl_warmup_epochs": 0.0}),
+    "plain": ("no residual block", {"model.residual_blocks": 0}),
+    "batch-normalization": ("batch normalisation", {"model.normalization": "batch"}),
+    "no-normalization": ("no normalisation", {"model.normalization": "none"}),
+    "latent-64": ("latent of 64", {"model.latent_dim": 64}),
+    "latent-256": ("latent of 256", {"model.latent_dim": 256}),
+    "kernel-3": ("kernels of 3 x 3", {"model.kernel_size": 3}),
+}
+ALL = CONTENDERS | {
+    name: Contender(title, "presets/celeba-best.yaml", BEST | change) for name, (title, change) in ABLATION.items()
+}
 
 
 class PythaeVAE(VAE):
@@ -141,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("images", type=Path, help="a folder with img_align_celeba/ and list_attr_celeba.txt")
     parser.add_argument("results", type=Path, help="the folder to keep prepared images and results in")
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--only", nargs="+", choices=ALL, default=list(CONTENDERS), help="the first six by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=10.0, help="of training, each; the default is 10")
@@ -163,7 +178,7 @@ def run(images: Path, results: Path, name: str, seed: int, minutes: float, num_i
     target = results / "runs" / f"{length}-{name}-{seed}.json"
     if target.exists():
         return
-    params = params_of(CONTENDERS[name])
+    params = params_of(ALL[name])
     prepared = prepared_set(images, results, params)
     device = set_up_device(params.train)
 
@@ -281,11 +296,11 @@ def images_per_second(fresh: Callable[[], VAE], images: NDArray[np.uint8], param
 def table(results: Path) -> pd.DataFrame:
     """One row for each contender and length of training: medians over the seeds, and in brackets their extremes."""
     runs = pd.DataFrame([json.loads(path.read_text(encoding="utf-8")) for path in (results / "runs").glob("*.json")])
-    runs["order"] = runs["contender"].map(list(CONTENDERS).index)
+    runs["order"] = runs["contender"].map(list(ALL).index)
     rows = []
     for (length, _, name), group in runs.groupby(["length", "order", "contender"]):
         cells = {column: spread(group[column], digits) for column, digits in COLUMNS.items()}
-        title = CONTENDERS[str(name)].title
+        title = ALL[str(name)].title
         rows.append({"length": length, "contender": title, "seeds": len(group), **cells})
     return pd.DataFrame(rows)
 

@@ -180,6 +180,7 @@ def run(images: Path, results: Path, name: str, seed: int, minutes: float, num_i
         return
     params = params_of(ALL[name])
     prepared = prepared_set(images, results, params)
+    classifier = load_classifier(results / "classifier.safetensors", data_digest=prepared.digest)
     device = set_up_device(params.train)
 
     def fresh() -> VAE:
@@ -197,7 +198,6 @@ def run(images: Path, results: Path, name: str, seed: int, minutes: float, num_i
     split = train_images[order], prepared.images("validation")
     result = train(fresh(), *split, train_params, seed=seed, start=None, on_epoch=lambda _: None)
     seconds = time.monotonic() - start
-    classifier = load_classifier(results / "classifier.safetensors", data_digest=prepared.digest)
     model = InPrecision(result.model.to(device), params.train, device).eval()
     header = Header.model_construct(likelihood=params.train.likelihood, binarization=params.train.binarization)
     evaluation = evaluate(model, header, classifier.to(device), prepared, evaluation_params(params), seed=seed)

@@ -88,7 +88,7 @@ CONTENDERS = {
         "best recipe, original's objective", "presets/celeba-best.yaml", BEST | ORIGINAL_OBJECTIVE
     ),
 }
-ABLATION = {  # the best recipe but for one thing
+ABLATION: dict[str, tuple[str, Overrides]] = {  # the best recipe but for one thing
     "one-way": ("no mirrored images", {"train.horizontal_flip": False}),
     "last-weights": ("last weights, not their average", {"train.average_decay": None}),
     "constant-rate": ("constant learning rate", {"train.learning_rate_decay": "none"}),

@@ -1,0 +1,74 @@
+"""What a power cut leaves of a folder: files that are new, and that no program has put on the disk, are found empty.
+
+Which files were put there is seen by strace. A file that was there before is taken to keep its old content: SQLite's
+journal and the systems' care for rewritten files see to that.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+WRITEBACK_SECONDS = 30  # after which a system puts on the disk by itself what has been written
+SYNC = re.compile(r"(?P<process>\d+) +(?P<time>[\d.]+) (?:fsync|fdatasync)\(\d+<(?P<path>[^>]*)>(?P<rest>.*)")
+RESUMED = re.compile(r"(?P<process>\d+) +(?P<time>[\d.]+) <\.\.\. (?:fsync|fdatasync) resumed>")
+RENAME = re.compile(r'\d+ +[\d.]+ rename\w*\((?:AT_FDCWD<[^>]*>, )?"([^"]*)", (?:AT_FDCWD<[^>]*>, )?"([^"]*)".* = 0')
+
+
+class PowerCut:
+    """A cut that is to come while a command works below `folder`.
+
+    Attributes
+    ----------
+    tracer
+        The words before the command, by which it is seen what is put on the disk.
+    """
+
+    def __init__(self, folder: Path, trace: Path) -> None:
+        self.tracer = ("strace", "-f", "--seccomp-bpf", "-qq", "-ttt", "-y", "-e", "signal=none",
+                       "-e", "trace=fsync,fdatasync,rename,renameat,renameat2", "-o", str(trace))  # fmt: skip
+        self._folder = folder
+        self._trace = trace
+        self._known = {path.stat().st_ino for path in self._files()}
+
+    def lose(self) -> list[Path]:
+        """Empty the files that would be lost now, when all processes are dead."""
+        synced = self._synced()
+        oldest = time.time() - WRITEBACK_SECONDS
+        lost = []
+        for path in self._files():
+            status = path.stat()
+            if status.st_ino not in self._known and status.st_mtime > max(oldest, synced.get(path, 0)):
+                path.chmod(0o644)
+                os.truncate(path, 0)
+                os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+                path.chmod(status.st_mode)
+                lost.append(path)
+        return lost
+
+    def _files(self) -> Iterator[Path]:
+        """All but Git's, the trace, and code that Python has compiled."""
+        for folder, folders, names in os.walk(self._folder):
+            folders[:] = [name for name in folders if name not in (".git", "__pycache__")]
+            for path in (Path(folder, name) for name in names):
+                if path != self._trace and path.is_file() and not path.is_symlink():
+                    yield path
+
+    def _synced(self) -> dict[Path, float]:
+        """When each file was last put on the disk, in seconds since 1970, under the name that it has now."""
+        synced: dict[Path, float] = {}
+        waiting: dict[str, Path] = {}
+        for line in self._trace.read_text(errors="replace").splitlines():
+            if match := SYNC.match(line):
+                if "unfinished" in match["rest"]:
+                    waiting[match["process"]] = Path(match["path"])
+                else:
+                    synced[Path(match["path"])] = float(match["time"])
+            elif (match := RESUMED.match(line)) and match["process"] in waiting:
+                synced[waiting.pop(match["process"])] = float(match["time"])
+            elif match := RENAME.match(line):
+                old, new = (self._folder / name for name in match.groups())
+                for path in [path for path in synced if path == old or old in path.parents]:
+                    synced[new / path.relative_to(old)] = synced.pop(path)
+        return synced

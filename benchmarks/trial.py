@@ -1,0 +1,102 @@
+"""A clone of this checkout's last commit in which the pipeline can be run, stopped and compared, file by file."""
+
+import hashlib
+import os
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ("metrics", "plots", "models", "data/prepared")
+LOCK = "dvc.lock"
+SMALL: dict[str, dict[str, Any]] = {
+    "data": {"num_images": 400, "image_size": 32},
+    "model": {"channels": [16, 32], "strides": [2, 2], "latent_dim": 8},
+    "train": {"epochs": 8, "num_threads": 1, "kl_warmup_epochs": 1.0},
+    "classifier": {"epochs": 2},
+    "evaluate": {"num_samples": 50, "num_bootstraps": 50, "strengths": [1.0]},
+}
+
+
+class Trial:
+    """A clone with small params, or those that are committed.
+
+    Attributes
+    ----------
+    folder
+        Its root.
+    log
+        What the last command has said.
+    """
+
+    def __init__(self, folder: Path, *, small: bool) -> None:
+        self.folder = folder.resolve()
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+        if small:
+            path = folder / "params.yaml"
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+            for section, values in SMALL.items():
+                tree[section].update(values)
+            path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+        self.log = self.folder / ".facevae" / "trial.log"
+        self.log.parent.mkdir(exist_ok=True)
+
+    def start(self, *prefix: str, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+        """Start `dvc repro` in a process group of its own; `prefix` is a command that runs it.
+
+        It computes what is not there: DVC's run cache would bring the results of an earlier round.
+        """
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        variables = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})}
+        command = [*prefix, str(Path(sys.executable).with_name("dvc")), "repro", "--no-run-cache"]
+        with self.log.open("wb") as log:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=variables, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def finish(self, *prefix: str, environment: dict[str, str] | None = None) -> None:
+        """Run `dvc repro` undisturbed; end the benchmark where it fails."""
+        if self.start(*prefix, environment=environment).wait() != 0:
+            sys.exit(f"`dvc repro` failed:\n{self.log.read_text(errors='replace')}")
+
+    def start_over(self) -> None:
+        """Take away all that the pipeline has made, but for MLflow's runs."""
+        for name in (*RESULTS, ".dvc/cache", ".dvc/tmp"):
+            subprocess.run(["rm", "-rf", name], cwd=self.folder, check=True)
+        subprocess.run(["git", "checkout", "--quiet", "--", *RESULTS[:3], LOCK], cwd=self.folder, check=True)
+
+    def move(self, folder: Path) -> None:
+        """Put the clone elsewhere, where nothing is yet; MLflow's store is made anew, since it knows where it lay."""
+        if self.folder != folder.resolve():
+            for name in ("mlflow.db", "mlartifacts"):
+                subprocess.run(["rm", "-rf", name], cwd=self.folder, check=True)
+            self.log = folder.resolve() / self.log.relative_to(self.folder)
+            self.folder = self.folder.rename(folder.resolve())
+
+    def results(self) -> dict[str, str]:
+        """The digest of every file that the pipeline makes, by its path."""
+        paths = [self.folder / LOCK, *(path for name in RESULTS for path in (self.folder / name).rglob("*"))]
+        return {
+            str(path.relative_to(self.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in paths
+            if path.is_file()
+        }
+
+    def check(self, expected: dict[str, str]) -> None:
+        """End the benchmark where a result differs, or anything is left over, after a run that ended well."""
+        found = self.results()
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        left = [*self.folder.rglob("*.partial"), *(self.folder / ".facevae" / "resume").glob("*")]
+        statuses = self._run_statuses()
+        if wrong or left or "RUNNING" in statuses:
+            said = self.log.read_text(errors="replace")
+            sys.exit(f"differing: {wrong}; left over: {left}; MLflow's runs: {dict(statuses)}\n{said}")
+
+    def _run_statuses(self) -> Counter[str]:
+        with sqlite3.connect(self.folder / "mlflow.db") as database:
+            return Counter(status for (status,) in database.execute("SELECT status FROM runs"))

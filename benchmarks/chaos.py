@@ -31,21 +31,21 @@ class Kill:
     way: str
     stage: str
     lost_seconds: float
-    lost_files: int
+    lost_files: tuple[str, ...]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="where to put the clone")
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="all by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--as-committed", action="store_true", help="with the committed params instead of small ones")
     parser.add_argument("--stage", help="kill while this stage runs only")
     parser.add_argument("--within", type=float, help="seconds until a kill, at most; the default is half a run")
     arguments = parser.parse_args()
-    ways = [way for way in WAYS if way != POWER_CUT or shutil.which("strace")]
-    if POWER_CUT not in ways:
-        print("strace is not installed: the power stays on")
+    if POWER_CUT in arguments.ways and not shutil.which("strace"):
+        sys.exit(f"{POWER_CUT} needs strace: install it, or name other --ways")
     trial = Trial(arguments.folder, small=not arguments.as_committed)
     start = time.monotonic()
     trial.finish()
@@ -56,7 +56,7 @@ def main() -> None:
     num_whole = 0
     trial.start_over()
     while len(kills) < arguments.kills:
-        kill = attempt(trial, chance.choice(ways), chance.uniform(0, within), arguments.stage)
+        kill = attempt(trial, chance.choice(arguments.ways), chance.uniform(0, within), arguments.stage)
         if kill:
             kills.append(kill)
             print(f"{len(kills)}: {kill}", flush=True)
@@ -85,7 +85,8 @@ def attempt(trial: Trial, way: str, seconds: float, only: str | None) -> Kill | 
             lost_seconds = min(time.monotonic() - since, seconds_since_save(trial.folder, stage))
             os.killpg(process.pid, WAYS[way])
             wait_for_group(process)
-            return Kill(way, stage or "DVC itself", lost_seconds, len(cut.lose()) if cut else 0)
+            lost = tuple(str(path.relative_to(trial.folder)) for path in cut.lose()) if cut else ()
+            return Kill(way, stage or "DVC itself", lost_seconds, lost)
     if process.returncode != 0:
         sys.exit(f"`dvc repro` failed after a kill:\n{trial.log.read_text(errors='replace')}")
     return None
@@ -120,7 +121,7 @@ def report(kills: list[Kill], num_whole: int) -> None:
     table = pd.DataFrame(kills)
     print(pd.crosstab(table["stage"], table["way"], margins=True).to_string())
     print(table.groupby("stage")["lost_seconds"].agg(["mean", "max"]).round(2).to_string())
-    print(f"{table['lost_files'].sum()} files found empty after power cuts")
+    print(f"{table['lost_files'].map(len).sum()} files found empty after power cuts")
     print(f"{len(kills)} kills; {num_whole} runs ended by themselves, each in the bytes of the undisturbed one")
 
 

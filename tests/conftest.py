@@ -15,6 +15,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -158,10 +159,12 @@ def dvc(folder: Path, *arguments: str) -> str:
     """What DVC prints; the tests' own interpreter runs the stages."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "PYTHON"))}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-    result = subprocess.run(
-        ["dvc", *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
-    output = result.stdout.decode()
+    with tempfile.TemporaryFile() as said:  # not a pipe: the workers of DVC's queue would hold it open
+        result = subprocess.run(
+            ["dvc", *arguments], cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT, check=False
+        )
+        said.seek(0)
+        output = said.read().decode()
     if result.returncode:
         raise RuntimeError(output)
     return output
@@ -226,7 +229,7 @@ def copy(project: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def experiments(project: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+def experiments(project: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Path]:
     """A clone with a new MLflow store, in which DVC's queue has run experiments beta-1, beta-2, ..., two at a time."""
     folder = shutil.copytree(project, tmp_path_factory.mktemp("experiments") / "clone")
     (folder / "mlflow.db").unlink()
@@ -240,7 +243,10 @@ def experiments(project: Path, tmp_path_factory: pytest.TempPathFactory, pytestc
         assert time.monotonic() < deadline, status
         time.sleep(2)
     assert status.count("Success") == number, status
-    return folder
+    yield folder
+    for process in psutil.process_iter(["cwd"]):  # an idle worker does not always end by itself
+        if str(process.info["cwd"]).startswith(str(folder)):
+            process.kill()
 
 
 @pytest.fixture(scope="session")

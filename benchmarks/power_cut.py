@@ -1,7 +1,8 @@
 """What a power cut leaves of a folder: files that are new, and that no program has put on the disk, are found empty.
 
 Which files were put there is seen by strace. A file that was there before is taken to keep its old content: SQLite's
-journal and the systems' care for rewritten files see to that.
+journal and the systems' care for rewritten files see to that. DVC's locks are left out: it does not start where one is
+empty, and says which.
 """
 
 import os
@@ -48,9 +49,9 @@ class PowerCut:
         return lost
 
     def _files(self) -> Iterator[Path]:
-        """All but Git's, the trace, and code that Python has compiled."""
+        """All but those of Git, DVC's locks, the trace, and code that Python has compiled."""
         for folder, folders, names in os.walk(self._folder):
-            folders[:] = [name for name in folders if name not in (".git", "__pycache__")]
+            folders[:] = [name for name in folders if name not in (".git", "tmp", "__pycache__")]
             for path in (Path(folder, name) for name in names):
                 if path != self._trace and path.is_file() and not path.is_symlink():
                     yield path

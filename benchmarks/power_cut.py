@@ -35,12 +35,12 @@ class PowerCut:
 
     def lose(self) -> list[Path]:
         """Empty the files that would be lost now, when all processes are dead."""
-        synced = self._synced()
+        synced = {path.stat().st_ino: moment for path, moment in self._synced().items() if path.exists()}
         oldest = time.time() - WRITEBACK_SECONDS
         lost = []
         for path in self._files():
             status = path.stat()
-            if status.st_ino not in self._known and status.st_mtime > max(oldest, synced.get(path, 0)):
+            if status.st_ino not in self._known and status.st_mtime > max(oldest, synced.get(status.st_ino, 0)):
                 path.chmod(0o644)
                 os.truncate(path, 0)
                 os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -215,10 +216,14 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone whose pipeline has been run, and whose results are committed."""
-    folder = clone(tmp_path_factory.mktemp("project"))
-    dvc(folder, "repro")
-    commit_all(folder, "Results")
+    """A clone whose pipeline has been run, and whose results are committed; one for all processes of the tests."""
+    folder = tmp_path_factory.getbasetemp().parent / f"project-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            unfinished = clone(tmp_path_factory.mktemp("unfinished"))
+            dvc(unfinished, "repro")
+            commit_all(unfinished, "Results")
+            unfinished.rename(folder)
     return folder
 
 

@@ -29,7 +29,7 @@ quality: $(INSTALLED)
 	python benchmarks/quality.py $(IMAGES) .facevae/quality
 
 test: $(INSTALLED)
-	pytest
+	pytest --numprocesses auto --dist loadfile
 
 lint: $(INSTALLED)
 	ruff check .

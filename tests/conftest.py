@@ -138,6 +138,7 @@ def clone(target: Path, **changes: object) -> Path:
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
+    target.mkdir(exist_ok=True)
     for name in listed:
         if (ROOT / name).is_file() and not name.startswith(("metrics/", "plots/")) and name != "dvc.lock":
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -217,13 +218,13 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone whose pipeline has been run, and whose results are committed; one for all processes of the tests."""
-    folder = tmp_path_factory.getbasetemp().parent / f"project-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            unfinished = clone(tmp_path_factory.mktemp("unfinished"))
-            dvc(unfinished, "repro")
-            commit_all(unfinished, "Results")
-            unfinished.rename(folder)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "project"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.with_suffix(".done").exists():
+            dvc(clone(folder), "repro")
+            commit_all(folder, "Results")
+            folder.with_suffix(".done").touch()
     return folder
 
 

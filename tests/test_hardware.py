@@ -15,6 +15,12 @@ def test_the_number_of_threads_is_that_of_the_params() -> None:
     assert torch.get_num_threads() == 1
 
 
+def test_what_would_not_give_the_same_bits_twice_is_refused() -> None:
+    set_up_device(small_params().train)
+    with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+        torch.zeros(4).put_(torch.tensor([0, 0]), torch.ones(2), accumulate=False)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_is_refused_where_there_is_none() -> None:
     with pytest.raises(UserError, match="train.device: 'cuda', but torch finds no CUDA device"):

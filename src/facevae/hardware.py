@@ -1,5 +1,7 @@
 """The device, the precision and the number of threads that a computation runs with."""
 
+import os
+
 import numpy as np
 import torch
 
@@ -19,9 +21,12 @@ def set_up_device(params: TrainParams) -> torch.device:
     if params.device == "cuda" and not has_cuda:
         raise UserError("train.device: 'cuda', but torch finds no CUDA device: use auto or cpu")
     torch.set_num_threads(params.num_threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else its products depend on what ran before
+    torch.use_deterministic_algorithms(True)
+    # nothing here reads memory that it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
     return torch.device("cuda" if has_cuda and params.device != "cpu" else "cpu")
 
 

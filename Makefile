@@ -4,7 +4,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: repro figures report sweep quality test lint ui lock clean
+.PHONY: repro figures report sweep quality test chaos lint ui lock clean
 
 repro: $(INSTALLED)
 	dvc repro
@@ -30,6 +30,13 @@ quality: $(INSTALLED)
 
 test: $(INSTALLED)
 	pytest --numprocesses auto --dist loadfile
+
+# An hour and more: forced runs in other surroundings, kills of a small pipeline, kills of the demo's training.
+chaos: $(INSTALLED)
+	rm -rf .facevae/trials
+	python benchmarks/same_bytes.py .facevae/trials --runs 20
+	python benchmarks/chaos.py .facevae/trials/kills --kills 200
+	python benchmarks/chaos.py .facevae/trials/training --kills 20 --as-committed --stage train --within 60
 
 lint: $(INSTALLED)
 	ruff check .

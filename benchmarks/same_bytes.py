@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--as-committed", action="store_true", help="with the committed params instead of small ones")
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     trial = Trial(arguments.folder / "clone", small=not arguments.as_committed)
     expected: dict[str, str] = {}
     for number in range(arguments.runs):

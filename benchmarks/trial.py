@@ -37,6 +37,8 @@ class Trial:
 
     def __init__(self, folder: Path, *, small: bool) -> None:
         self.folder = folder.resolve()
+        if folder.exists():
+            sys.exit(f"{folder} is there already: name a folder that is not")
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
         if small:
             path = folder / "params.yaml"
@@ -53,7 +55,8 @@ class Trial:
         It computes what is not there: DVC's run cache would bring the results of an earlier round.
         """
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        variables = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})}
+        own = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "PYTHON"))}
+        variables = {**own, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})}
         command = [*prefix, str(Path(sys.executable).with_name("dvc")), "repro", "--no-run-cache"]
         with self.log.open("wb") as log:
             return subprocess.Popen(

@@ -27,8 +27,9 @@ from facevae.attributes import FittedDirections, load_directions, save_direction
 from facevae.errors import UserError
 from facevae.files import write_csv, write_json
 from facevae.fingerprint import training_fingerprint
+from facevae.gallery import FIGURES
 from facevae.images import BadImageError
-from facevae.layout import HISTORY, MODEL, TRAIN_METRICS
+from facevae.layout import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
 from facevae.model import VAE
 from facevae.preparation import prepare
 from facevae.prepared import SPLITS
@@ -251,9 +252,9 @@ def secretive(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "data/prepared").mkdir(parents=True)
     (tmp_path / "data/prepared/manifest.json").write_text("{}")
     root = "https://user:hunter2@host/images?token=hunter2"
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(small_tree(data__root=root)))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(small_tree(data__root=root, tracking__experiment="secrets")))
     for arguments in (["init"], ["config", "user.name", "test"], ["config", "user.email", "test@example.com"]):
-        subprocess.run(["git", *arguments], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["git", *arguments], check=True, capture_output=True)
     subprocess.run(["git", "remote", "add", "origin", "https://user:hunter2@host/repository.git"], check=True)
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc/config.local").write_text("['remote \"team\"']\n    password = hunter2\n")
@@ -261,7 +262,7 @@ def secretive(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return tmp_path
 
 
-def log_training() -> None:
+def log_stages() -> None:
     with open_run("train") as run:
         row = {"epoch": 1.0, "train_loss": 3.0, "validation_loss": 4.0}
         run.log_epoch(row)
@@ -269,8 +270,10 @@ def log_training() -> None:
         write_json(TRAIN_METRICS, {"best_epoch": 1.0})
         MODEL.parent.mkdir(exist_ok=True)
         MODEL.write_bytes(b"weights")
+    with open_run("evaluate"):
+        write_json(EVALUATE_METRICS, {"ssim": 0.5})
     with open_run("figures"):
-        for name in ("losses", "samples"):
+        for name in FIGURES:
             Image.new("RGB", (4, 4)).save(f"plots/{name}.png")
 
 
@@ -279,7 +282,7 @@ def test_no_secret_is_kept_or_told(
     secretive: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level("DEBUG")
-    log_training()
+    log_stages()
     files = [*secretive.glob("mlflow.db*"), *(path for path in secretive.rglob("mlartifacts/**/*") if path.is_file())]
     assert {path.name for path in files} >= {"mlflow.db", "losses.png", "MLmodel"}
     contents = {path.name: path.read_bytes() for path in files}
@@ -308,7 +311,7 @@ def test_a_store_that_fails_tells_no_secret(
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hunter2\n")  # as it comes out of a file: requests shows it
     if "user" in uri:
         monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
-    log_training()
+    log_stages()
     assert "stage train goes on untracked" in caplog.text
     told = caplog.text + "".join(capfd.readouterr()) + "".join(str(warning.message) for warning in recwarn)
     assert "hunter2" not in told

@@ -151,12 +151,13 @@ class Record:
             return
         experiment_id = self._run.info.experiment_id
         made = self._client.search_logged_models([experiment_id], f"source_run_id = '{self.run_id}'")
+        user = self._run.data.tags.get("mlflow.user", "")  # MLflow itself would write down by whose name it signs in
         model = next(iter(made), None) or mlflow.create_external_model(
             name=MODEL.stem,
             source_run_id=self.run_id,
             experiment_id=experiment_id,
             model_type="VAE",
-            tags={"dvc.path": MODEL.as_posix(), MODEL_DIGEST_TAG: digest},
+            tags={"dvc.path": MODEL.as_posix(), MODEL_DIGEST_TAG: digest, "mlflow.user": user},
         )
         self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
         self.changes.append("model")

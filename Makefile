@@ -4,7 +4,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: repro figures report sweep quality test chaos lint ui lock clean
+.PHONY: repro figures report sweep quality test chaos lint audit ui lock clean
 
 repro: $(INSTALLED)
 	dvc repro
@@ -42,6 +42,9 @@ lint: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy
+
+audit: $(INSTALLED)
+	python .ci/audit.py
 
 ui: $(INSTALLED)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1 --host 127.0.0.1 --port 5000

@@ -82,7 +82,7 @@ def test_a_whole_file_of_another_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vae.safetensors is not of this version of facevae"):
         checkpoint.load(path)
     write_tensors(path, {"other": torch.zeros(1)}, header)
-    with pytest.raises(UserError, match="vae.safetensors is not a checkpoint of this version of facevae"):
+    with pytest.raises(UserError, match="vae.safetensors is not of this version of facevae"):
         checkpoint.load(path)
 
 

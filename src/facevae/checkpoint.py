@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict
 
 from facevae.errors import UserError
 from facevae.model import VAE
-from facevae.params import Binarization, Likelihood, ModelParams, TrainParams
-from facevae.tensor_file import read_tensors, write_tensors
+from facevae.params import Binarization, Likelihood, ModelParams, PositiveInt, TrainParams
+from facevae.tensor_file import build_module, read_tensors, write_tensors
 
 
 class Header(BaseModel):
@@ -19,11 +19,11 @@ class Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelParams
-    image_size: int
-    image_channels: int
+    image_size: PositiveInt
+    image_channels: PositiveInt
     likelihood: Likelihood
     binarization: Binarization
-    crop: int | None
+    crop: PositiveInt | None
     fingerprint: str
 
 
@@ -50,9 +50,8 @@ def load(path: Path) -> tuple[VAE, Header]:
         The file is missing, or is no checkpoint of facevae.
     """
     tensors, header = read_tensors(path, Header, remedy="train it by `dvc repro train`, or name another model")
-    try:
-        model = VAE(header.model, header.image_size, header.image_channels)
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{path} is not a checkpoint of this version of facevae: {error}") from error
-    return model.eval(), header
+    params = header.model
+    if max(len(params.channels), len(params.strides), params.residual_blocks) > len(tensors):
+        raise UserError(f"{path} is not of this version of facevae: it holds fewer tensors than its model has layers")
+    model = build_module(path, lambda: VAE(params, header.image_size, header.image_channels), tensors)
+    return model, header

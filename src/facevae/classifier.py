@@ -23,8 +23,8 @@ from facevae.errors import UserError
 from facevae.hardware import autocast
 from facevae.inference import batches_of
 from facevae.model import to_unit_range
-from facevae.params import ClassifierParams, Precision
-from facevae.tensor_file import read_tensors, write_tensors
+from facevae.params import ClassifierParams, PositiveInt, Precision
+from facevae.tensor_file import build_module, read_tensors, write_tensors
 
 WIDTHS = (32, 64, 128, 128)
 DROPOUT = 0.2
@@ -35,7 +35,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_channels: int
+    image_channels: PositiveInt
     attributes: tuple[str, ...]
     data_digest: str
 
@@ -154,14 +154,10 @@ def load_classifier(path: Path, *, data_digest: str) -> Classifier:
         The file is missing or damaged, or belongs to another set.
     """
     tensors, header = read_tensors(path, Header, remedy="make it by `dvc repro classifier`")
-    try:
-        classifier = Classifier(header.image_channels, header.attributes)
-        classifier.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{path} is not a classifier of this version of facevae: {error}") from error
+    classifier = build_module(path, lambda: Classifier(header.image_channels, header.attributes), tensors)
     if header.data_digest != data_digest:
         raise UserError(f"{path} was trained on another set ({header.data_digest}, not {data_digest}): train it anew")
-    return classifier.eval()
+    return classifier
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> Tensor:

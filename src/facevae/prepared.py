@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from facevae.errors import UserError
 from facevae.layout import PREPARED
@@ -44,11 +44,11 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    image_size: int  # pixels, height = width
-    channels: int
-    crop: int | None
+    image_size: Annotated[int, Field(ge=1, le=1024)]  # pixels, height = width
+    channels: Literal[1, 3]
+    crop: Annotated[int, Field(ge=1)] | None
     split: str
-    num_images: dict[SplitName, int]
+    num_images: Annotated[dict[SplitName, Annotated[int, Field(ge=0)]], Field(min_length=len(SPLITS))]
     bad_images: list[BadFile]
     digest: str
 
@@ -68,7 +68,7 @@ class PreparedSet:
             self.manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         except FileNotFoundError:
             raise UserError(f"{folder / MANIFEST} is missing: run `dvc repro prepare`") from None
-        except ValidationError as error:
+        except (OSError, ValidationError) as error:
             raise UserError(f"{folder / MANIFEST} is damaged: run `dvc repro --force prepare`\n{error}") from error
 
     @property
@@ -85,7 +85,12 @@ class PreparedSet:
         """
         shape = (self.manifest.image_size, self.manifest.image_size, self.manifest.channels)
         arrays = [hashlib.sha256(self.images(split).data) for split in SPLITS]
-        attributes = hashlib.sha256((self.folder / ATTRIBUTES).read_bytes())
+        try:
+            attributes = hashlib.sha256((self.folder / ATTRIBUTES).read_bytes())
+        except OSError as error:
+            raise UserError(
+                f"{self.folder / ATTRIBUTES} cannot be read ({error}): run `dvc repro --force prepare`"
+            ) from error
         if data_digest(shape, [part.hexdigest() for part in (*arrays, attributes)]) != self.digest:
             raise UserError(
                 f"{self.folder} is damaged: it is not what its manifest says; run `dvc repro --force prepare`"
@@ -98,10 +103,10 @@ class PreparedSet:
         size, channels = self.manifest.image_size, self.manifest.channels
         expected = (self.manifest.num_images[split], size, size, channels)
         try:
-            images: NDArray[np.uint8] = np.load(path, mmap_mode="r" if expected[0] else None, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            images: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")
+        except Exception as error:  # NumPy raises errors of every kind for a damaged header
             raise UserError(f"{path} cannot be read ({error}): run `dvc repro --force prepare`") from error
-        if images.shape != expected or images.dtype != np.uint8:
+        if images.shape != expected or images.dtype != np.uint8 or not images.flags.c_contiguous:
             raise UserError(
                 f"{path} holds {images.dtype} of shape {images.shape}, and the manifest says uint8 of shape "
                 f"{expected}: run `dvc repro --force prepare`"
@@ -118,8 +123,11 @@ class PreparedSet:
         path = self.folder / ATTRIBUTES
         try:
             table = pd.read_csv(path, index_col="name", dtype={"name": str})
-        except (OSError, ValueError) as error:
+            is_known = table.drop(columns="split").isin((0, 1))
+        except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} cannot be read ({error}): run `dvc repro --force prepare`") from error
+        if not is_known.to_numpy().all():
+            raise UserError(f"{path} has other values than 0 and 1: run `dvc repro --force prepare`")
         counts = {split: int((table["split"] == split).sum()) for split in SPLITS}
         if counts != self.manifest.num_images:
             raise UserError(

@@ -19,8 +19,9 @@ from torch import Tensor
 from facevae.errors import UserError
 from facevae.flow import Flow, aggregate_gaussian, fit_flow, standard_normal_log_prob, whiten
 from facevae.model import Posterior
-from facevae.tensor_file import read_tensors, write_tensors
+from facevae.tensor_file import check_tensors, read_tensors, write_tensors
 
+PRIORS = ("normal", "mixture", "flow")
 NUM_COMPONENTS = (2, 4, 8)  # beside one, which needs no fit; 16 lost on every model tried, and cost most
 DRAWS_PER_POSTERIOR = 4  # one leaves the covariances so noisy that more components only lose
 MAX_DRAWS = 30_000  # in all, so that the fit takes seconds on any set
@@ -107,7 +108,7 @@ class FittedPriors:
 class Header(BaseModel):
     """The training whose latent space the priors cover, and how well each does."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     fingerprint: str
     heldout_nats: dict[str, float]
@@ -204,10 +205,8 @@ def _expectation_maximization(latent: Tensor, num_components: int, seed: int) ->
 
 def save_priors(path: Path, fitted: FittedPriors, *, fingerprint: str) -> None:
     """Write the priors of the model whose training has this fingerprint; the same priors give the same bytes."""
-    tensors = {f"flow.{name}": tensor for name, tensor in fitted.flow.state_dict().items()}
-    for name in ("weights", "means", "factors"):
-        tensors[f"mixture.{name}"] = getattr(fitted.mixture, name)
-    write_tensors(path, tensors, Header(fingerprint=fingerprint, heldout_nats=fitted.heldout_nats))
+    header = Header(fingerprint=fingerprint, heldout_nats=fitted.heldout_nats)
+    write_tensors(path, _tensors_of(fitted.mixture, fitted.flow), header)
 
 
 def load_priors(path: Path, *, fingerprint: str) -> FittedPriors:
@@ -220,16 +219,25 @@ def load_priors(path: Path, *, fingerprint: str) -> FittedPriors:
     """
     remedy = "make it by `dvc repro evaluate`, or name another file of priors"
     tensors, header = read_tensors(path, Header, remedy=remedy)
-    try:
-        mixture = Mixture(tensors["mixture.weights"], tensors["mixture.means"], tensors["mixture.factors"])
-        with torch.random.fork_rng(devices=[]):
-            flow = Flow(mixture.means.shape[1])  # draws weights that are replaced at once
-        flow.load_state_dict({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("flow.")})
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path} holds no priors of this version of facevae: {error}") from error
+    shape = tuple(tensors["mixture.factors"].shape) if "mixture.factors" in tensors else ()
+    if len(shape) != 3 or 0 in shape or shape[1] != shape[2] or header.heldout_nats.keys() != set(PRIORS):
+        raise UserError(f"{path} holds no priors of this version of facevae: make it anew by `dvc repro evaluate`")
+    num_components, latent_dim, _ = shape
+    parts = [torch.empty(num_components, *[latent_dim] * rank, dtype=torch.float64) for rank in range(3)]
+    with torch.random.fork_rng(devices=[]):
+        flow = Flow(latent_dim)  # draws weights that are replaced at once
+    check_tensors(path, _tensors_of(Mixture(*parts), flow), tensors)
+    flow.load_state_dict({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("flow.")})
     flow.eval()
     if header.fingerprint != fingerprint:
         raise UserError(
             f"{path} belongs to another model (training {header.fingerprint}, not {fingerprint}): evaluate this one"
         )
-    return FittedPriors(StandardNormal(mixture.means.shape[1]), mixture, flow, header.heldout_nats)
+    mixture = Mixture(*(tensors[f"mixture.{name}"] for name in ("weights", "means", "factors")))
+    return FittedPriors(StandardNormal(latent_dim), mixture, flow, header.heldout_nats)
+
+
+def _tensors_of(mixture: Mixture, flow: Flow) -> dict[str, Tensor]:
+    """All that a file of priors holds, by name."""
+    tensors = {f"flow.{name}": tensor for name, tensor in flow.state_dict().items()}
+    return tensors | {f"mixture.{name}": getattr(mixture, name) for name in ("weights", "means", "factors")}

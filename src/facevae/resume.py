@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class Header(BaseModel):
     """The history so far."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     rows: list[dict[str, float]]
 

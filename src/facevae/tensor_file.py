@@ -4,13 +4,16 @@ The header comes with a digest of everything, since safetensors itself would not
 """
 
 import hashlib
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import safetensors.torch
+import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from facevae.errors import UserError
 from facevae.files import write_bytes
@@ -19,6 +22,7 @@ METADATA = "facevae"  # the one key of the metadata: several would be written in
 DIGEST_LENGTH = 64  # characters of a SHA-256 in hexadecimal
 
 HeaderT = TypeVar("HeaderT", bound=BaseModel)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: BaseModel) -> None:
@@ -51,6 +55,40 @@ def read_tensors(path: Path, header: type[HeaderT], *, remedy: str) -> tuple[dic
         return tensors, header.model_validate_json(text)
     except ValidationError as error:
         raise UserError(f"{path} is not of this version of facevae: {error}") from error
+
+
+def build_module(path: Path, make: Callable[[], ModuleT], tensors: dict[str, Tensor]) -> ModuleT:
+    """The module that a header tells of, in evaluation mode, with the weights of its file.
+
+    Raises
+    ------
+    UserError
+        The weights are not those of such a module: no memory is taken for sizes that only the header has.
+    """
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            sketch = make()
+    except (RuntimeError, TypeError, IndexError) as error:  # sizes that no tensor can have
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not of this version of facevae: {reason}") from error
+    check_tensors(path, sketch.state_dict(), tensors)
+    module = make()
+    module.load_state_dict(tensors)
+    return module.eval()
+
+
+def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise a `UserError` where the tensors of a file have other names, types or shapes than they should."""
+    for name in sorted(expected.keys() | found.keys()):
+        described = [_describe(tensors.get(name)) for tensors in (found, expected)]
+        if described[0] != described[1]:
+            raise UserError(
+                f"{path} is not of this version of facevae: {name} is {described[0]} and should be {described[1]}"
+            )
+
+
+def _describe(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

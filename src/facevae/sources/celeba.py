@@ -20,6 +20,7 @@ ARCHIVE = "img_align_celeba.zip"
 ATTRIBUTES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 PARTITION = ("list_eval_partition.txt", "list_eval_partition.csv")
 PARTS = {"0": "train", "1": "validation", "2": "test"}
+MAX_IMAGE_BYTES = 2**26  # of one in the zip, once unpacked; CelebA's own have some 10,000
 HOW_TO_GET = (
     "CelebA is at https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and on Kaggle as jessicali9530/celeba-dataset"
 )
@@ -82,7 +83,7 @@ def _read_partition(root: Path, names: Sequence[str]) -> list[str]:
 def _list_members(archive: Path) -> list[str]:
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [name for name in opened.namelist() if re.fullmatch(rf"(?:{FOLDER}/)*[^/]+\.jpg", name)]
+            members = [name for name in opened.namelist() if re.fullmatch(rf"(?:{FOLDER}/)*[^/\\]+\.jpg", name)]
     except zipfile.BadZipFile as error:
         raise UserError(f"{archive} is not a whole zip file ({error}): download it again. {HOW_TO_GET}") from error
     if not members:
@@ -97,7 +98,10 @@ def _open_archive(archive: Path) -> zipfile.ZipFile:
 
 def _read_from_archive(archive: Path, members: Sequence[str], position: int) -> Image.Image:
     try:
-        with _open_archive(archive).open(members[position]) as file:
+        opened = _open_archive(archive)
+        if opened.getinfo(members[position]).file_size > MAX_IMAGE_BYTES:
+            raise BadImageError(f"it has more than {MAX_IMAGE_BYTES} bytes inside {archive.name}")
+        with opened.open(members[position]) as file:
             return read_image(file)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise BadImageError(f"it is damaged inside {archive.name}: {error}") from error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from facevae.files import round_number
 from facevae.layout import MODEL, PREPARED
 from facevae.tracking.outputs import Outputs, Point
+from facevae.tracking.secrets import without_credentials
 from facevae.tracking.state import State, flatten
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class Record:
 
         params = {key: value for key, value in flatten(state.params).items() if key not in self._run.data.params}
         if params:
-            entries = [Param(key, "null" if value is None else str(value)) for key, value in params.items()]
+            texts = {key: "null" if value is None else without_credentials(str(value)) for key, value in params.items()}
+            entries = [Param(key, text) for key, text in texts.items()]
             self._client.log_batch(self.run_id, params=entries)
             self.changes.append(f"{len(params)} params")
         if self._run.inputs is None or not self._run.inputs.dataset_inputs:
@@ -149,12 +151,13 @@ class Record:
             return
         experiment_id = self._run.info.experiment_id
         made = self._client.search_logged_models([experiment_id], f"source_run_id = '{self.run_id}'")
+        user = self._run.data.tags.get("mlflow.user", "")  # MLflow itself would write down by whose name it signs in
         model = next(iter(made), None) or mlflow.create_external_model(
             name=MODEL.stem,
             source_run_id=self.run_id,
             experiment_id=experiment_id,
             model_type="VAE",
-            tags={"dvc.path": MODEL.as_posix(), MODEL_DIGEST_TAG: digest},
+            tags={"dvc.path": MODEL.as_posix(), MODEL_DIGEST_TAG: digest, "mlflow.user": user},
         )
         self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
         self.changes.append("model")

@@ -59,7 +59,7 @@ class Repository:
         UserError
             There is no such commit.
         """
-        commits = self._log("--no-walk=unsorted", revision)
+        commits = self._log("--no-walk=unsorted", "--end-of-options", revision)
         if not commits:
             raise UserError(f"{revision!r} is no commit of this repository: see `git log --all`")
         return commits

@@ -14,6 +14,7 @@ import psutil
 from filelock import FileLock
 
 from facevae.errors import UserError
+from facevae.tracking.secrets import without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,16 +92,12 @@ def _probe(uri: str) -> None:
 
 def store_name() -> str:
     """The store in words, without the password that its address may have."""
-    return f"MLflow at {_without_credentials(tracking_uri())}"
+    return f"MLflow at {without_credentials(tracking_uri())}"
 
 
 def _reason(error: Exception) -> str:
     """The first line of an error of the store, which may go on for pages."""
-    return _without_credentials((str(error).strip() or type(error).__name__).splitlines()[0][:300])
-
-
-def _without_credentials(text: str) -> str:
-    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
+    return without_credentials((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
 
 
 def find_or_create_experiment(client: "MlflowClient", name: str) -> str:

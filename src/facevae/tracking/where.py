@@ -1,5 +1,6 @@
 """The way back from a run to the commit, the data and the weights that it stands for."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,7 @@ def _not_here(run: "Run") -> str:
     tags = run.data.tags
     experiment, commit = next(reversed(experiment_names(tags)), None), tags.get(COMMIT_TAG, "no commit")
     came_from = f"DVC experiment {experiment} on {tags.get(BASELINE_TAG)}" if experiment else f"commit {commit}"
-    remedy = f"dvc exp pull REMOTE {experiment}" if experiment else "git fetch --all"
+    remedy = f"dvc exp pull REMOTE {shlex.quote(experiment)}" if experiment else "git fetch --all"
     return (
         f"{run.info.run_name}: no commit, DVC experiment or work tree of this clone holds the state of this run. It "
         f"was made from {came_from}: try `{remedy}`, or restore its params from MLflow and run `dvc repro`"

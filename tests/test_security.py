@@ -1,0 +1,370 @@
+"""Nothing is unpickled, no name in a file leads out of its folder, no secret is kept, and nobody outside is served."""
+
+import ast
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+import yaml
+from conftest import ROOT, commit_all, free_port, small_params, small_tree
+from PIL import Image
+
+from facevae import checkpoint
+from facevae.attributes import FittedDirections, load_directions, save_directions
+from facevae.errors import UserError
+from facevae.files import write_csv, write_json
+from facevae.fingerprint import training_fingerprint
+from facevae.gallery import FIGURES
+from facevae.images import BadImageError
+from facevae.layout import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
+from facevae.model import VAE
+from facevae.preparation import prepare
+from facevae.prepared import SPLITS
+from facevae.sources import celeba
+from facevae.sources.celeba import open_celeba
+from facevae.sources.folder import open_folder
+from facevae.sources.source import Source
+from facevae.tracking import open_run
+from facevae.tracking.repository import Repository
+from facevae.tracking.secrets import VARIABLES, without_credentials
+from facevae.yaml12 import Yaml12Loader
+
+CODE = [path for folder in ("src", "stages", "benchmarks", ".ci") for path in (ROOT / folder).rglob("*.py")]
+UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "shelve"}
+SAFE_CALLS = [
+    r"torch\.load\(.*weights_only=True\)",
+    r"yaml\.load\(.*Loader=Yaml12Loader\)",
+    r"yaml\.(safe_load|safe_dump|dump)\(.*\)",
+]
+UNSAFE_CALLS = (
+    r"(np|numpy|torch|pickle|yaml|pd|pandas)\.(\w*load\w*|\w*save|dumps?|\w*pickle\w*|Unpickler|Pickler)\(.*"
+    r"|.*\.to_pickle\(.*"
+)
+
+
+def unsafe_code(text: str) -> list[str]:
+    """The calls in a module that could unpickle what they read, or would pickle what they write."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+        found += [name for name in names if name.split(".")[0] in UNSAFE_MODULES]
+        found += [str(name) for name in names if isinstance(node, ast.ImportFrom) and name == "pickle"]
+        call = ast.unparse(node) if isinstance(node, ast.Call) else ""
+        if re.fullmatch(UNSAFE_CALLS, call, re.DOTALL) and not any(
+            re.fullmatch(safe, call, re.DOTALL) for safe in SAFE_CALLS
+        ):
+            found.append(call)
+    return found
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_module_unpickles_anything(path: Path) -> None:
+    assert unsafe_code(path.read_text()) == []
+    assert issubclass(Yaml12Loader, yaml.SafeLoader)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.save(model, path)",
+        "np.load(path, allow_pickle=True)",
+        "pickle.loads(content)",
+        "from pickle import loads",
+        "pd.read_pickle(path)",
+        "table.to_pickle(path)",
+        "yaml.unsafe_load(text)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "import joblib",
+        "from dill import load",
+    ],
+)
+def test_what_would_unpickle_is_found(text: str) -> None:
+    assert unsafe_code(text)
+
+
+def test_mlflow_holds_no_pickle(project: Path) -> None:
+    files = [path for path in (project / "mlartifacts").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".png", ""}
+    for path in files:
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG")
+        else:
+            assert path.name == "MLmodel"
+            assert not re.search("pickle|python_function|loader_module", path.read_text())
+    with sqlite3.connect(project / "mlflow.db") as database:
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            rows = database.execute(f'SELECT * FROM "{table}"').fetchall()
+            assert not [value for row in rows for value in row if isinstance(value, bytes)], table
+
+
+def read_grey(_position: int) -> Image.Image:
+    return Image.new("RGB", (8, 8), "grey")
+
+
+WATCH = """
+import sys
+sys.addaudithook(lambda event, values: print(values[0]) if event in ("open", "os.listdir", "os.scandir") else None)
+from pathlib import Path
+from facevae.prepared import SPLITS, PreparedSet
+prepared = PreparedSet(Path("prepared")).verified()
+print([prepared.images(split).shape for split in SPLITS], prepared.attributes("train").shape)
+"""
+
+
+def test_no_name_in_a_prepared_set_is_a_path(tmp_path: Path) -> None:
+    names = [f"../../outside-{i}.jpg" for i in range(5)] + [f"/outside-{i}.jpg" for i in range(5)]
+    source = Source(names, pd.DataFrame({"../outside": [0, 1] * 5}, index=names, dtype="uint8"), read_grey)
+    params = small_params(data__source="folder", data__num_images=None)
+    prepare(source, params.data, seed=0, target=tmp_path / "prepared")
+    assert {path.name for path in tmp_path.rglob("*")} == {
+        "prepared", "manifest.json", "attributes.csv", *(f"{split}.npy" for split in SPLITS)
+    }  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", WATCH]
+    printed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "prepared/train.npy" in printed
+    assert "outside" not in printed
+
+
+def test_no_name_in_a_file_of_weights_is_a_path(tmp_path: Path) -> None:
+    params = small_params()
+    checkpoint.save(tmp_path / "vae", VAE(params.model, 8, 3), params.train, crop=None, fingerprint="../outside")
+    directions = FittedDirections({"joint": {"../outside": torch.ones(3)}}, "joint")
+    save_directions(tmp_path / "directions", directions, fingerprint="../outside")
+    before = sorted(tmp_path.parent.rglob("*"))
+    _, header = checkpoint.load(tmp_path / "vae")
+    assert load_directions(tmp_path / "directions", fingerprint=header.fingerprint).by_method["joint"].keys() == {
+        "../outside"
+    }
+    assert sorted(tmp_path.parent.rglob("*")) == before
+
+
+def test_progress_is_kept_under_a_name_of_hexadecimal_digits_alone() -> None:
+    fingerprint = training_fingerprint(small_params(), "../../outside", {"processor": "/outside"})
+    assert re.fullmatch("[0-9a-f]{32}", fingerprint)
+
+
+def pack(root: Path, members: dict[str, bytes]) -> None:
+    root.mkdir()
+    with zipfile.ZipFile(root / "img_align_celeba.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    (root / "list_attr_celeba.txt").write_text("1\nMale\n000001.jpg 1\n")
+
+
+def test_members_of_a_zip_that_lead_out_of_it_are_no_images(tmp_path: Path, write_images: Callable[..., Path]) -> None:
+    content = (write_images(["000001.jpg"]) / "000001.jpg").read_bytes()
+    outside = [
+        "../x.jpg",
+        "/x.jpg",
+        "img_align_celeba/../../x.jpg",
+        "..\\x.jpg",
+        "img_align_celeba/..\\x.jpg",
+        "a/x.jpg",
+    ]
+    pack(tmp_path / "root", dict.fromkeys([*outside, "img_align_celeba/000001.jpg"], content))
+    before = sorted(tmp_path.parent.rglob("*"))
+    source = open_celeba(tmp_path / "root", None, official=False)
+    assert source.names == ["000001.jpg"]
+    assert source.read(0).size == (20, 24)
+    assert sorted(tmp_path.parent.rglob("*")) == before
+
+
+def test_a_member_of_a_zip_that_would_fill_the_memory_is_a_bad_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(celeba, "MAX_IMAGE_BYTES", 1000)
+    pack(tmp_path / "root", {"img_align_celeba/000001.jpg": bytes(1001)})
+    with pytest.raises(BadImageError, match="it has more than 1000 bytes inside img_align_celeba.zip"):
+        open_celeba(tmp_path / "root", None, official=False).read(0)
+
+
+def test_links_to_images_are_followed_and_links_to_folders_are_not(
+    tmp_path: Path, write_images: Callable[..., Path]
+) -> None:
+    """DVC may link the images from its cache; a folder that is linked may lead anywhere, or back."""
+    outside = write_images(["face.jpg"], folder="outside")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "linked.jpg").symlink_to(outside / "face.jpg")
+    (root / "folder").symlink_to(outside)
+    (root / "loop").symlink_to(root)
+    source = open_folder(root, None)
+    assert source.names == ["linked.jpg"]
+    assert source.read(0).size == (20, 24)
+
+
+def test_a_revision_is_never_an_option_of_git(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    with pytest.raises(UserError, match="is no commit of this repository"):
+        Repository(tmp_path).named(f"--output={tmp_path / 'outside'}")
+    assert not (tmp_path / "outside").exists()
+
+
+SECRET = "p@ss/hunter2"  # what a password may have, and an address should have quoted
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"http://user:{SECRET}@host:5000/path", "http://host:5000/path"),
+        ("postgresql+psycopg://user:hunter2@host/mlflow?sslpassword=hunter2", "postgresql+psycopg://host/mlflow"),
+        ("sqlite:////home/user/mlflow.db", "sqlite:////home/user/mlflow.db"),
+        (
+            "from https://hunter2@host/a to https://host/b?token=hunter2 it failed",
+            "from https://host/a to https://host/b it failed",
+        ),
+        ("header value: 'Bearer t0ken-hunter2\\n'", "header value: 'Bearer ***\\n'"),
+        ("/data/faces@home", "/data/faces@home"),
+    ],
+)
+def test_credentials_are_left_out_of_a_text(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken-hunter2\n")
+    assert without_credentials(text) == shown
+
+
+@pytest.fixture
+def secretive(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a prepared pipeline in a repository, with secrets wherever users keep them."""
+    monkeypatch.chdir(tmp_path)
+    for name in (*VARIABLES, "AWS_SECRET_ACCESS_KEY", "MLFLOW_S3_ENDPOINT_URL"):
+        monkeypatch.setenv(name, f"hunter2-{name}")
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copy(project / "mlflow.db", tmp_path)  # a new one would take seconds
+    (tmp_path / "data/prepared").mkdir(parents=True)
+    (tmp_path / "data/prepared/manifest.json").write_text("{}")
+    root = "https://user:hunter2@host/images?token=hunter2"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(small_tree(data__root=root, tracking__experiment="secrets")))
+    for arguments in (["init"], ["config", "user.name", "test"], ["config", "user.email", "test@example.com"]):
+        subprocess.run(["git", *arguments], check=True, capture_output=True)
+    subprocess.run(["git", "remote", "add", "origin", "https://user:hunter2@host/repository.git"], check=True)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config.local").write_text("['remote \"team\"']\n    password = hunter2\n")
+    commit_all(tmp_path, "Pipeline")
+    return tmp_path
+
+
+def log_stages() -> None:
+    with open_run("train") as run:
+        row = {"epoch": 1.0, "train_loss": 3.0, "validation_loss": 4.0}
+        run.log_epoch(row)
+        write_csv(HISTORY, pd.DataFrame([row]))
+        write_json(TRAIN_METRICS, {"best_epoch": 1.0})
+        MODEL.parent.mkdir(exist_ok=True)
+        MODEL.write_bytes(b"weights")
+    with open_run("evaluate"):
+        write_json(EVALUATE_METRICS, {"ssim": 0.5})
+    with open_run("figures"):
+        for name in FIGURES:
+            Image.new("RGB", (4, 4)).save(f"plots/{name}.png")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_secret_is_kept_or_told(
+    secretive: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("DEBUG")
+    log_stages()
+    files = [*secretive.glob("mlflow.db*"), *(path for path in secretive.rglob("mlartifacts/**/*") if path.is_file())]
+    assert {path.name for path in files} >= {"mlflow.db", "losses.png", "MLmodel"}
+    contents = {path.name: path.read_bytes() for path in files}
+    assert any(b"https://host/images" in content for content in contents.values())
+    assert [name for name, content in contents.items() if b"hunter2" in content] == []
+    assert "hunter2" not in caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.usefixtures("secretive")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"http://user:{SECRET}@127.0.0.1:9",
+        "http://user:hunter2@127.0.0.1:9/?token=hunter2",
+        "http://127.0.0.1:9",
+        "mssql+nodriver://user:hunter2@127.0.0.1/mlflow?password=hunter2",
+        "mssql+nodriver://user:hunter2@127.0.0.1:port/mlflow",
+    ],
+)
+def test_a_store_that_fails_tells_no_secret(
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hunter2\n")  # as it comes out of a file: requests shows it
+    if "user" in uri:
+        monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
+    log_stages()
+    assert "stage train goes on untracked" in caplog.text
+    told = caplog.text + "".join(capfd.readouterr()) + "".join(str(warning.message) for warning in recwarn)
+    assert "hunter2" not in told
+    assert "127.0.0.1" in told
+
+
+@pytest.fixture
+def ui(project: Path, tmp_path: Path) -> Iterator[tuple[psutil.Process, int]]:
+    """The server that `make ui` starts, on another port, and that port."""
+    recipe = subprocess.run(["make", "--dry-run", "ui"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = re.sub(r"--port \d+", f"--port {(port := free_port())}", recipe.splitlines()[-1])
+    assert str(port) in command
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec env {command}"],
+            cwd=project,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            yield psutil.Process(process.pid), port
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def status_for(port: int, host: str) -> int:
+    """What the server answers to a browser that was led to it under the name of a host."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        connection.request("GET", "/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Host": host})
+        return connection.getresponse().status
+
+
+def test_the_pages_are_for_this_machine_alone(ui: tuple[psutil.Process, int], tmp_path: Path) -> None:
+    process, port = ui
+    for _ in range(1800):
+        assert process.is_running(), (tmp_path / "log").read_text()
+        with suppress(OSError):
+            status_for(port, "localhost")
+            break
+        signal.sigtimedwait([], 0.1)
+    family = [process, *process.children(recursive=True)]
+    listening = {
+        connection.laddr.ip
+        for member in family
+        for connection in member.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+    assert status_for(port, f"localhost:{port}") == 200
+    assert status_for(port, "elsewhere.example") == 403

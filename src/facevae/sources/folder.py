@@ -40,8 +40,9 @@ def open_folder(root: Path, num_images: int | None) -> Source:
 
 def list_images(root: Path) -> list[str]:
     """Relative paths, with forward slashes, of the files whose name ends as an image's; hidden ones are left out."""
-    paths = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    paths = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
+    names = (path.relative_to(root) for path in paths)
+    return [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
 
 
 def read_from_folder(root: Path, names: Sequence[str], position: int) -> Image.Image:

@@ -14,6 +14,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would hand PostScript to a program
 
 
+MAX_FILE_BYTES = 2**28  # some decoders hold the whole file; the most pixels that are taken have fewer bytes
+
+
 class BadImageError(Exception):
     """A file that cannot be used as an image; the message says why."""
 
@@ -33,10 +36,12 @@ def read_image(file: Path | IO[bytes]) -> Image.Image:
     Raises
     ------
     BadImageError
-        The file is missing, empty, truncated, not an image, or would decode to an absurd number of pixels.
+        The file is missing, empty, truncated, not an image, or has an absurd number of bytes or of pixels.
     """
-    if isinstance(file, Path) and file.exists() and not file.is_file():
-        raise BadImageError("it is not a file")  # a pipe would be waited for
+    if isinstance(file, Path) and file.exists():
+        if not file.is_file():
+            raise BadImageError("it is not a file")  # a pipe would be waited for
+        check_file_size(file.stat().st_size)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of metadata, which is not used
@@ -50,6 +55,12 @@ def read_image(file: Path | IO[bytes]) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise errors of every kind for broken files
         reason = getattr(error, "strerror", None) or error  # without the path, which manifests must not hold
         raise BadImageError(f"it cannot be decoded: {reason}") from error
+
+
+def check_file_size(num_bytes: int) -> None:
+    """Raise a `BadImageError` where a file has, or would be unpacked to, an absurd number of bytes."""
+    if num_bytes > MAX_FILE_BYTES:
+        raise BadImageError(f"it has {num_bytes:,} bytes; more than {MAX_FILE_BYTES:,} are not read")
 
 
 def fit_image(image: Image.Image, image_size: int, channels: int, crop: int | None) -> NDArray[np.uint8]:

@@ -263,6 +263,11 @@ def _use_problems(params: Params) -> Iterator[str]:
     for name, split in (("evaluate", params.evaluate.split), ("figures", params.figures.split)):
         if split == "test" and params.data.split == "random" and params.data.test_fraction == 0:
             yield f"{name}.split: 'test', but data.test_fraction is 0: use validation, or set images aside for the test"
+    for key in ("evaluate.attributes", "evaluate.strengths", "figures.attributes", "figures.latent_map_attributes"):
+        section, name = key.split(".")
+        values = getattr(getattr(params, section), name)
+        if len(set(values)) < len(values):
+            yield f"{key}: {list(values)} has a value twice: leave one out"
     strengths = params.figures.strengths
     if len(strengths) % 2 == 0 or strengths[len(strengths) // 2] != 0 or list(strengths) != sorted(set(strengths)):
         yield (

@@ -33,8 +33,6 @@ def open_folder(root: Path, num_images: int | None) -> Source:
             raise UserError(f"data.root: the file name {name!r} under {root} is not UTF-8: rename it")
     table = root / ATTRIBUTES
     attributes = to_attributes(read_csv_table(table), names, table) if table.is_file() else pd.DataFrame(index=names)
-    if "split" in attributes:
-        raise UserError(f"{table}: a column is named 'split', which the prepared set uses itself: rename it")
     return Source(names, attributes, partial(read_from_folder, root, names))
 
 

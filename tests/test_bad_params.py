@@ -17,8 +17,7 @@ from facevae.tracking.state import flatten
 
 TEXT = yaml.safe_dump(small_tree(), sort_keys=False)
 LAUGHS = "a: &a [ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n"
-    for before, name in zip("abcdefghij", "bcdefghijk", strict=True)
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n" for before, name in pairwise("abcdefghijk")
 )
 
 VALUES = [  # key, value, what the error says

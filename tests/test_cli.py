@@ -94,35 +94,86 @@ def test_the_model_may_lie_elsewhere() -> None:
         call("sample")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["edit", "a.png", "--add", "Smile"], "no attribute 'Smile'; there are: Eyeglasses, Smiling"),
-        (["edit", "a.png", "--add", "Smiling", "--remove", "Smiling"], "Smiling: to be added and removed at once"),
-        (["edit", "a.png"], "give --add ATTRIBUTE or --remove ATTRIBUTE"),
-        (["edit", "a.png", "--add", "Smiling", "--directions", "no.safetensors"], "no.safetensors is missing"),
-        (["edit", "a.png", "--add", "Smiling", "--directions", "a.png"], "a.png is damaged"),
-        (["reconstruct", "missing.png"], "missing.png cannot be used"),
-        (
-            ["reconstruct", "models/vae.safetensors"],
-            "models/vae.safetensors cannot be used: it is empty or not an image",
-        ),
-        (["reconstruct", "a.png", "--crop", "21"], "a.png cannot be used: it is 20 x 20 pixels, smaller than"),
-        (["sample", "--priors", "no.safetensors"], "no.safetensors is missing"),
-        (["sample", "--model", "a.png"], "a.png is damaged, or not a file of facevae"),
-        (["sample", "-o", "samples.jpg"], "--output: samples.jpg does not end in .png"),
-        (["sample", "-o", "a.png/samples.png"], "--output: a.png/samples.png cannot be written"),
-        (["summary", "--params", "models"], "models cannot be read"),
-        (["summary"], "params.yaml is not in"),
-    ],
-)
+BAD = [  # arguments, what the error says
+    ("edit a.png --add Smile", "no attribute 'Smile'; there are: Eyeglasses, Smiling"),
+    ("edit a.png --add Smiling --remove Smiling", "Smiling: to be added and removed at once"),
+    ("edit a.png", "give --add ATTRIBUTE or --remove ATTRIBUTE"),
+    ("edit a.png --add Smiling --directions no.safetensors", "no.safetensors is missing"),
+    ("edit a.png --add Smiling --directions a.png", "a.png is damaged"),
+    ("edit a.png --add Smiling --strength nan", "--strength: nan must lie between -1000 and 1000"),
+    ("edit a.png --add Smiling --strength inf", "--strength: inf must lie between -1000 and 1000"),
+    ("edit a.png --add Smiling --strength -1e300", "--strength: -1e+300 must lie between -1000 and 1000"),
+    ("edit empty.png --add Smiling", "empty.png cannot be used: it is empty or not an image"),
+    ("reconstruct missing.png", "missing.png cannot be used: it cannot be decoded: No such file or directory"),
+    ("reconstruct a.png models", "models cannot be used: it is not a file"),
+    ("reconstruct models/vae.safetensors", "models/vae.safetensors cannot be used: it is empty or not an image"),
+    ("reconstruct a.png --crop 21", "a.png cannot be used: it is 20 x 20 pixels, smaller than"),
+    ("interpolate a.png empty.png", "empty.png cannot be used: it is empty or not an image"),
+    ("sample --priors no.safetensors", "no.safetensors is missing"),
+    ("sample --priors models", "models"),
+    ("sample --model no.safetensors", "no.safetensors is missing"),
+    ("sample --model a.png", "a.png is damaged, or not a file of facevae"),
+    ("sample --model models", "models"),
+    ("sample -o samples.jpg", "--output: samples.jpg does not end in .png"),
+    ("sample -o a.png/samples.png", "--output: a.png/samples.png cannot be written"),
+    ("sample -o models", "--output: models does not end in .png"),
+    ("sample -o folder.png", "--output: folder.png cannot be written"),
+    ("summary --params models", "models cannot be read"),
+    ("summary --params a.png", "a.png is not valid YAML"),
+    ("summary", "params.yaml is not in"),
+    ("sync", "dvc.yaml is not in"),
+    ("where run", "dvc.yaml is not in"),
+]
+MISUSED = [  # arguments, what the command line says
+    ("sample -n 0", "0 is not in the range"),
+    ("sample -n 1000000000", "1000000000 is not in the range"),
+    ("sample -n many", "'many' is not a valid int"),
+    ("sample --seed -1", "-1 is not in the range"),
+    ("sample --seed 4294967296", "4294967296 is not in the range"),
+    ("sample --prior gamma", "'gamma' is not one of 'normal', 'mixture', 'flow'"),
+    ("sample --unknown", "No such option: --unknown"),
+    ("interpolate a.png", "Missing argument 'SECOND'"),
+    ("interpolate a.png b.jpg -n 1", "1 is not in the range"),
+    ("interpolate a.png b.jpg -n 100000", "100000 is not in the range"),
+    ("reconstruct", "Missing argument 'IMAGES...'"),
+    ("reconstruct a.png --crop 0", "0 is not in the range"),
+    ("edit a.png --add Smiling --strength much", "'much' is not a valid float"),
+    ("edit a.png --add Smiling --method best", "'best' is not one of"),
+    ("draw", "No such command 'draw'"),
+]
+
+
+def contents() -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in Path.cwd().rglob("*")}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
 @pytest.mark.usefixtures("folder")
-def test_what_is_wrong_is_told_and_nothing_is_written(arguments: list[str], message: str) -> None:
-    before = sorted(Path.cwd().rglob("*"))
+def test_what_is_wrong_is_told_and_nothing_is_written(arguments: str, message: str) -> None:
+    Path("empty.png").touch()
+    Path("folder.png").mkdir()
+    before = contents()
     with pytest.raises(UserError) as error:
-        call(*arguments)
+        call(*arguments.split())
     assert message in str(error.value)
-    assert sorted(Path.cwd().rglob("*")) == before
+    assert contents() == before
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISUSED)
+@pytest.mark.usefixtures("folder")
+def test_a_misused_command_is_told_with_status_two(arguments: str, message: str) -> None:
+    before = contents()
+    result = CliRunner().invoke(app, arguments.split(), env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert message in result.output
+    assert contents() == before
+
+
+@pytest.mark.usefixtures("folder")
+def test_more_images_than_a_picture_holds_are_refused() -> None:
+    with pytest.raises(UserError, match="wide.png would measure .* pixels, and 65000 is the most for a side"):
+        call("reconstruct", *["a.png"] * 450, "-o", "wide.png")
+    assert not Path("wide.png").exists()
 
 
 @pytest.mark.usefixtures("folder")

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -15,20 +16,29 @@ from facevae.model import VAE, Posterior
 from facevae.priors import fit_priors, save_priors
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a trained model, its directions, and two images, which is the working directory."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained model, its directions and priors, and two images."""
+    folder = tmp_path_factory.mktemp("trained")
     params = small_params()
     model = VAE(params.model, 8, 3)
-    checkpoint.save(Path("models/vae.safetensors"), model, params.train, crop=12, fingerprint="abc")
+    checkpoint.save(folder / "models" / "vae.safetensors", model, params.train, crop=12, fingerprint="abc")
     attributes = pd.DataFrame({"Smiling": [0, 1, 0, 1], "Eyeglasses": [0, 0, 1, 1]})
     posteriors = Posterior(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 3))
     directions = FittedDirections(fit_directions(posteriors.mean, attributes, 0.5), "joint")
-    save_directions(Path("models/directions.safetensors"), directions, fingerprint="abc")
-    save_priors(Path("models/priors.safetensors"), fit_priors(posteriors, posteriors, seed=0), fingerprint="abc")
+    save_directions(folder / "models" / "directions.safetensors", directions, fingerprint="abc")
+    priors = fit_priors(posteriors, posteriors, seed=0)
+    save_priors(folder / "models" / "priors.safetensors", priors, fingerprint="abc")
     for name, pixels in zip(("a.png", "b.jpg"), disc_images(2, size=20), strict=True):
-        Image.fromarray(pixels).save(name)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, which is the working directory."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -125,19 +135,19 @@ BAD = [  # arguments, what the error says
     ("where run", "dvc.yaml is not in"),
 ]
 MISUSED = [  # arguments, what the command line says
-    ("sample -n 0", "0 is not in the range"),
-    ("sample -n 1000000000", "1000000000 is not in the range"),
-    ("sample -n many", "'many' is not a valid int"),
-    ("sample --seed -1", "-1 is not in the range"),
-    ("sample --seed 4294967296", "4294967296 is not in the range"),
+    ("sample -n 0", "'--num-samples' / '-n': Input should be greater than or equal to 1"),
+    ("sample -n 1000000000", "'--num-samples' / '-n': Input should be less than or equal to 3000"),
+    ("sample -n many", "'--num-samples' / '-n': Input should be a valid integer"),
+    ("sample --seed -1", "'--seed': Input should be greater than or equal to 0"),
+    ("sample --seed 4294967296", "'--seed': Input should be less than or equal to 4294967295"),
     ("sample --prior gamma", "'gamma' is not one of 'normal', 'mixture', 'flow'"),
     ("sample --unknown", "No such option: --unknown"),
-    ("interpolate a.png", "Missing argument 'SECOND'"),
-    ("interpolate a.png b.jpg -n 1", "1 is not in the range"),
-    ("interpolate a.png b.jpg -n 100000", "100000 is not in the range"),
-    ("reconstruct", "Missing argument 'IMAGES...'"),
-    ("reconstruct a.png --crop 0", "0 is not in the range"),
-    ("edit a.png --add Smiling --strength much", "'much' is not a valid float"),
+    ("interpolate a.png", "Missing argument 'second'"),
+    ("interpolate a.png b.jpg -n 1", "'--num-steps' / '-n': Input should be greater than or equal to 2"),
+    ("interpolate a.png b.jpg -n 100000", "'--num-steps' / '-n': Input should be less than or equal to 300"),
+    ("reconstruct", "Missing argument 'images'"),
+    ("reconstruct a.png --crop 0", "'--crop': Input should be greater than or equal to 1"),
+    ("edit a.png --add Smiling --strength much", "'--strength': Input should be a valid number"),
     ("edit a.png --add Smiling --method best", "'best' is not one of"),
     ("draw", "No such command 'draw'"),
 ]

@@ -23,7 +23,10 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
+from facevae.errors import UserError
 from facevae.params import Params, parse_params
+from facevae.preparation import prepare
+from facevae.sources import open_source
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -287,6 +290,38 @@ def write_images(tmp_path: Path) -> Callable[..., Path]:
         return target
 
     return write
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared set of cartoons; tests that write there take a copy."""
+    folder = tmp_path_factory.mktemp("avatars") / "prepared"
+    params = small_params()
+    prepare(open_source(params.data, params.seed), params.data, params.seed, folder)
+    return folder
+
+
+@pytest.fixture
+def refusal(prepared: Path, tmp_path: Path) -> Callable[..., str]:
+    """A function that prepares what lies in tmp_path / "raw" over a prepared set, and returns the error's message.
+
+    It sees to it that the set keeps its bytes and that nothing is left beside it. Its arguments are the source and
+    further params.
+    """
+
+    def refuse(source: str, **changes: object) -> str:
+        target = shutil.copytree(prepared, tmp_path / "data" / "prepared")
+        data = {"source": source, "root": str(tmp_path / "raw"), "num_images": None, **changes}
+        params = small_params(**{f"data__{key}": value for key, value in data.items()})
+        with pytest.raises(UserError) as error:
+            prepare(open_source(params.data, params.seed), params.data, params.seed, target)
+        assert sorted(target.parent.iterdir()) == [target]
+        assert {path.name: path.read_bytes() for path in target.iterdir()} == {
+            path.name: path.read_bytes() for path in prepared.iterdir()
+        }
+        return str(error.value)
+
+    return refuse
 
 
 def shared_data(name: str) -> Path:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -15,20 +16,29 @@ from facevae.model import VAE, Posterior
 from facevae.priors import fit_priors, save_priors
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a trained model, its directions, and two images, which is the working directory."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained model, its directions and priors, and two images."""
+    folder = tmp_path_factory.mktemp("trained")
     params = small_params()
     model = VAE(params.model, 8, 3)
-    checkpoint.save(Path("models/vae.safetensors"), model, params.train, crop=12, fingerprint="abc")
+    checkpoint.save(folder / "models" / "vae.safetensors", model, params.train, crop=12, fingerprint="abc")
     attributes = pd.DataFrame({"Smiling": [0, 1, 0, 1], "Eyeglasses": [0, 0, 1, 1]})
     posteriors = Posterior(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 3))
     directions = FittedDirections(fit_directions(posteriors.mean, attributes, 0.5), "joint")
-    save_directions(Path("models/directions.safetensors"), directions, fingerprint="abc")
-    save_priors(Path("models/priors.safetensors"), fit_priors(posteriors, posteriors, seed=0), fingerprint="abc")
+    save_directions(folder / "models" / "directions.safetensors", directions, fingerprint="abc")
+    priors = fit_priors(posteriors, posteriors, seed=0)
+    save_priors(folder / "models" / "priors.safetensors", priors, fingerprint="abc")
     for name, pixels in zip(("a.png", "b.jpg"), disc_images(2, size=20), strict=True):
-        Image.fromarray(pixels).save(name)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, which is the working directory."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -94,35 +104,86 @@ def test_the_model_may_lie_elsewhere() -> None:
         call("sample")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["edit", "a.png", "--add", "Smile"], "no attribute 'Smile'; there are: Eyeglasses, Smiling"),
-        (["edit", "a.png", "--add", "Smiling", "--remove", "Smiling"], "Smiling: to be added and removed at once"),
-        (["edit", "a.png"], "give --add ATTRIBUTE or --remove ATTRIBUTE"),
-        (["edit", "a.png", "--add", "Smiling", "--directions", "no.safetensors"], "no.safetensors is missing"),
-        (["edit", "a.png", "--add", "Smiling", "--directions", "a.png"], "a.png is damaged"),
-        (["reconstruct", "missing.png"], "missing.png cannot be used"),
-        (
-            ["reconstruct", "models/vae.safetensors"],
-            "models/vae.safetensors cannot be used: it is empty or not an image",
-        ),
-        (["reconstruct", "a.png", "--crop", "21"], "a.png cannot be used: it is 20 x 20 pixels, smaller than"),
-        (["sample", "--priors", "no.safetensors"], "no.safetensors is missing"),
-        (["sample", "--model", "a.png"], "a.png is damaged, or not a file of facevae"),
-        (["sample", "-o", "samples.jpg"], "--output: samples.jpg does not end in .png"),
-        (["sample", "-o", "a.png/samples.png"], "--output: a.png/samples.png cannot be written"),
-        (["summary", "--params", "models"], "models cannot be read"),
-        (["summary"], "params.yaml is not in"),
-    ],
-)
+BAD = [  # arguments, what the error says
+    ("edit a.png --add Smile", "no attribute 'Smile'; there are: Eyeglasses, Smiling"),
+    ("edit a.png --add Smiling --remove Smiling", "Smiling: to be added and removed at once"),
+    ("edit a.png", "give --add ATTRIBUTE or --remove ATTRIBUTE"),
+    ("edit a.png --add Smiling --directions no.safetensors", "no.safetensors is missing"),
+    ("edit a.png --add Smiling --directions a.png", "a.png is damaged"),
+    ("edit a.png --add Smiling --strength nan", "--strength: nan must lie between -1000 and 1000"),
+    ("edit a.png --add Smiling --strength inf", "--strength: inf must lie between -1000 and 1000"),
+    ("edit a.png --add Smiling --strength -1e300", "--strength: -1e+300 must lie between -1000 and 1000"),
+    ("edit empty.png --add Smiling", "empty.png cannot be used: it is empty or not an image"),
+    ("reconstruct missing.png", "missing.png cannot be used: it cannot be decoded: No such file or directory"),
+    ("reconstruct a.png models", "models cannot be used: it is not a file"),
+    ("reconstruct models/vae.safetensors", "models/vae.safetensors cannot be used: it is empty or not an image"),
+    ("reconstruct a.png --crop 21", "a.png cannot be used: it is 20 x 20 pixels, smaller than"),
+    ("interpolate a.png empty.png", "empty.png cannot be used: it is empty or not an image"),
+    ("sample --priors no.safetensors", "no.safetensors is missing"),
+    ("sample --priors models", "models"),
+    ("sample --model no.safetensors", "no.safetensors is missing"),
+    ("sample --model a.png", "a.png is damaged, or not a file of facevae"),
+    ("sample --model models", "models"),
+    ("sample -o samples.jpg", "--output: samples.jpg does not end in .png"),
+    ("sample -o a.png/samples.png", "--output: a.png/samples.png cannot be written"),
+    ("sample -o models", "--output: models does not end in .png"),
+    ("sample -o folder.png", "--output: folder.png cannot be written"),
+    ("summary --params models", "models cannot be read"),
+    ("summary --params a.png", "a.png is not valid YAML"),
+    ("summary", "params.yaml is not in"),
+    ("sync", "dvc.yaml is not in"),
+    ("where run", "dvc.yaml is not in"),
+]
+MISUSED = [  # arguments, what the command line says
+    ("sample -n 0", "'--num-samples' / '-n': Input should be greater than or equal to 1"),
+    ("sample -n 1000000000", "'--num-samples' / '-n': Input should be less than or equal to 3000"),
+    ("sample -n many", "'--num-samples' / '-n': Input should be a valid integer"),
+    ("sample --seed -1", "'--seed': Input should be greater than or equal to 0"),
+    ("sample --seed 4294967296", "'--seed': Input should be less than or equal to 4294967295"),
+    ("sample --prior gamma", "'gamma' is not one of 'normal', 'mixture', 'flow'"),
+    ("sample --unknown", "No such option: --unknown"),
+    ("interpolate a.png", "Missing argument 'second'"),
+    ("interpolate a.png b.jpg -n 1", "'--num-steps' / '-n': Input should be greater than or equal to 2"),
+    ("interpolate a.png b.jpg -n 100000", "'--num-steps' / '-n': Input should be less than or equal to 300"),
+    ("reconstruct", "Missing argument 'images'"),
+    ("reconstruct a.png --crop 0", "'--crop': Input should be greater than or equal to 1"),
+    ("edit a.png --add Smiling --strength much", "'--strength': Input should be a valid number"),
+    ("edit a.png --add Smiling --method best", "'best' is not one of"),
+    ("draw", "No such command 'draw'"),
+]
+
+
+def contents() -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in Path.cwd().rglob("*")}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
 @pytest.mark.usefixtures("folder")
-def test_what_is_wrong_is_told_and_nothing_is_written(arguments: list[str], message: str) -> None:
-    before = sorted(Path.cwd().rglob("*"))
+def test_what_is_wrong_is_told_and_nothing_is_written(arguments: str, message: str) -> None:
+    Path("empty.png").touch()
+    Path("folder.png").mkdir()
+    before = contents()
     with pytest.raises(UserError) as error:
-        call(*arguments)
+        call(*arguments.split())
     assert message in str(error.value)
-    assert sorted(Path.cwd().rglob("*")) == before
+    assert contents() == before
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISUSED)
+@pytest.mark.usefixtures("folder")
+def test_a_misused_command_is_told_with_status_two(arguments: str, message: str) -> None:
+    before = contents()
+    result = CliRunner().invoke(app, arguments.split(), env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert message in result.output
+    assert contents() == before
+
+
+@pytest.mark.usefixtures("folder")
+def test_more_images_than_a_picture_holds_are_refused() -> None:
+    with pytest.raises(UserError, match="wide.png would measure .* pixels, and 65000 is the most for a side"):
+        call("reconstruct", *["a.png"] * 450, "-o", "wide.png")
+    assert not Path("wide.png").exists()
 
 
 @pytest.mark.usefixtures("folder")

@@ -162,7 +162,7 @@ def test_new_and_removed_figures_are_named_and_shown(project: Path, text: str) -
 
 def test_figures_that_cannot_be_compared_say_why(text: str) -> None:
     assert "| resized.png | other bytes | 8 x 6 pixels became 12 x 6 |" in text
-    assert "| broken.png | other bytes | cannot be compared: it is empty or not an image |" in text
+    assert "| broken.png | other bytes | cannot be compared: it is empty or not an image (" in text
 
 
 def test_a_new_report_replaces_the_former_one_as_a_whole(copy: Path) -> None:

@@ -186,15 +186,6 @@ def test_members_of_a_zip_that_lead_out_of_it_are_no_images(tmp_path: Path, writ
     assert sorted(tmp_path.parent.rglob("*")) == before
 
 
-def test_a_member_of_a_zip_that_would_fill_the_memory_is_a_bad_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(celeba, "MAX_IMAGE_BYTES", 1000)
-    pack(tmp_path / "root", {"img_align_celeba/000001.jpg": bytes(1001)})
-    with pytest.raises(BadImageError, match="it has more than 1000 bytes inside img_align_celeba.zip"):
-        open_celeba(tmp_path / "root", None, official=False).read(0)
-
-
 def test_links_to_images_are_followed_and_links_to_folders_are_not(
     tmp_path: Path, write_images: Callable[..., Path]
 ) -> None:

@@ -25,6 +25,9 @@ SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another see
 PriorName = Literal["normal", "mixture", "flow"]
 Method = Literal["original", "difference", "balanced", "joint"]  # those of facevae.attributes, which imports torch
 COLUMNS = 8
+MAX_SAMPLES = 3000  # as many as a picture holds, and memory
+MAX_STEPS = 300
+MAX_STRENGTH = 1000.0  # far beyond any face, and far from what float32 cannot hold
 TILE = 160  # pixels that an image should measure in a picture: few are shown at a time
 
 
@@ -42,7 +45,7 @@ def summary(
 
 @app.command()
 def sample(
-    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="How many.")] = 32,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, max=MAX_SAMPLES, help="How many.")] = 32,
     seed: SeedOption = 0,
     prior: Annotated[
         PriorName | None, typer.Option(help="What to draw latents from. [default: the one that evaluate found best]")
@@ -80,7 +83,9 @@ def reconstruct(
 def interpolate(
     first: Annotated[Path, typer.Argument(help="The image to start from.")],
     second: Annotated[Path, typer.Argument(help="The image to arrive at.")],
-    num_steps: Annotated[int, typer.Option("--num-steps", "-n", min=2, help="Pictures from the one to the other.")] = 8,
+    num_steps: Annotated[
+        int, typer.Option("--num-steps", "-n", min=2, max=MAX_STEPS, help="Pictures from the one to the other.")
+    ] = 8,
     crop: CropOption = None,
     model: ModelOption = MODEL,
     output: OutputOption = Path("interpolation.png"),
@@ -115,6 +120,8 @@ def edit(
         raise UserError("nothing to do: give --add ATTRIBUTE or --remove ATTRIBUTE")
     if both := set(add or []) & set(remove or []):
         raise UserError(f"{', '.join(sorted(both))}: to be added and removed at once; choose one")
+    if not abs(strength) <= MAX_STRENGTH:  # so written, it catches NaN
+        raise UserError(f"--strength: {strength} must lie between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}")
     loaded, header = checkpoint.load(model)
     path = directions or model.with_name(DIRECTIONS.name)
     fitted = attributes.load_directions(path, fingerprint=header.fingerprint)

@@ -12,10 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from facevae.errors import UserError
 from facevae.files import write_bytes
 
 DPI = 100
 TILE = 72  # pixels that an image should measure in a picture, or more
+MAX_SIDE = 65_000  # pixels of a picture; matplotlib draws less than 2^16, margins included
 GAP = 2  # white pixels between two images
 
 
@@ -26,8 +28,19 @@ def save_tiles(
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
 ) -> None:
-    """Write a grid of images (rows, columns, height, width, channels) with its labels."""
+    """Write a grid of images (rows, columns, height, width, channels) with its labels.
+
+    Raises
+    ------
+    UserError
+        The picture would be larger than matplotlib draws.
+    """
     sheet, pitch = sheet_of(tiles)
+    if max(sheet.shape) > MAX_SIDE:
+        raise UserError(
+            f"{path} would measure {sheet.shape[1]} x {sheet.shape[0]} pixels, and {MAX_SIDE} is the most for a side: "
+            "show fewer images"
+        )
     left = 0.2 + 0.075 * max((len(label) for label in row_labels), default=0)  # inches
     top, other = 0.15 + 0.2 * bool(column_labels), 0.1
     height, width = sheet.shape[0] / DPI, sheet.shape[1] / DPI

@@ -1,14 +1,20 @@
 """One image file to the pixels that the model sees: decoded rightly whatever its kind, cropped, resized."""
 
+import io
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would hand PostScript to a program
+
+
+MAX_FILE_BYTES = 2**28  # some decoders hold the whole file; the most pixels that are taken have fewer bytes
 
 
 class BadImageError(Exception):
@@ -18,8 +24,9 @@ class BadImageError(Exception):
 def read_image(file: Path | IO[bytes]) -> Image.Image:
     """Decode one image, upright and with 8 bits a channel.
 
-    EXIF rotation is applied, 16-bit grey is scaled to 8 bits, transparency is laid over white, and palettes, CMYK
-    and the rest become RGB. The first frame of an animation is taken.
+    The content decides of which kind a file is, not its name. EXIF rotation is applied, 16-bit grey is scaled to 8
+    bits, transparency is laid over white, and palettes, CMYK and the rest become RGB. Colours with an ICC profile are
+    converted to sRGB; a profile that is damaged or of grey is ignored. The first frame of an animation is taken.
 
     Returns
     -------
@@ -29,20 +36,31 @@ def read_image(file: Path | IO[bytes]) -> Image.Image:
     Raises
     ------
     BadImageError
-        The file is missing, empty, truncated, not an image, or would decode to an absurd number of pixels.
+        The file is missing, empty, truncated, not an image, or has an absurd number of bytes or of pixels.
     """
+    if isinstance(file, Path) and file.exists():
+        if not file.is_file():
+            raise BadImageError("it is not a file")  # a pipe would be waited for
+        check_file_size(file.stat().st_size)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of metadata, which is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 return _upright(_to_eight_bits(image), _orientation(image))
     except UnidentifiedImageError as error:
-        raise BadImageError("it is empty or not an image") from error
+        raise BadImageError(f"it is empty or not an image ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadImageError(f"it has more than {Image.MAX_IMAGE_PIXELS} pixels") from error
     except Exception as error:  # Pillow's decoders raise errors of every kind for broken files
-        raise BadImageError(f"it cannot be decoded: {error}") from error
+        reason = getattr(error, "strerror", None) or error  # without the path, which manifests must not hold
+        raise BadImageError(f"it cannot be decoded: {reason}") from error
+
+
+def check_file_size(num_bytes: int) -> None:
+    """Raise a `BadImageError` where a file has, or would be unpacked to, an absurd number of bytes."""
+    if num_bytes > MAX_FILE_BYTES:
+        raise BadImageError(f"it has {num_bytes:,} bytes; more than {MAX_FILE_BYTES:,} are not read")
 
 
 def fit_image(image: Image.Image, image_size: int, channels: int, crop: int | None) -> NDArray[np.uint8]:
@@ -107,18 +125,34 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
-        return Image.fromarray((_unit_range(image) * 255 + 0.5).astype(np.uint8))
+        return Image.fromarray(_scaled_to_eight_bits(image))
     if image.mode == "1":
         return image.convert("L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        image = _to_srgb(image.convert("RGBA"))
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.copy() if image.mode == "L" else image.convert("RGB")
+    return image.copy() if image.mode == "L" else _to_srgb(image)
 
 
-def _unit_range(image: Image.Image) -> NDArray[np.float64]:
-    """Pixels of a deep grey image in [0, 1]: integers are taken as 16 bits, floats as they are."""
-    pixels = np.asarray(image, dtype=np.float64)
-    scaled = pixels if image.mode == "F" else pixels / 65535
-    return np.clip(scaled, 0, 1)
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """RGB, or RGBA for RGBA, by the image's ICC profile where it has one that fits its mode."""
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    if "icc_profile" in image.info:
+        profile = io.BytesIO(image.info["icc_profile"])
+        with suppress(ImageCms.PyCMSError):
+            converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=mode)
+            assert converted is not None  # only a conversion in place gives nothing
+            return converted
+    return image.convert(mode)
+
+
+def _scaled_to_eight_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """Pixels of a deep grey image: integers are taken as 16 bits, floats as [0, 1]."""
+    pixels = np.array(image, dtype=np.float32)
+    if np.isnan(pixels).any():
+        raise ValueError("a pixel is not a number")
+    if image.mode != "F":
+        pixels /= 65535
+    return (np.clip(pixels, 0, 1, out=pixels) * 255 + 0.5).astype(np.uint8)

@@ -5,7 +5,9 @@ This module is the sole reader of params.yaml. There are no defaults: what a run
 
 import math
 import re
+import reprlib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -21,11 +23,22 @@ Split = Literal["validation", "test"]
 Likelihood = Literal["squared_error", "gaussian", "bernoulli"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Binarization = Literal["none", "threshold", "fixed", "per_epoch"]
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]  # what torch takes as an int
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, Field(min_length=1, max_length=500, pattern="^[^\0]*$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+MAX_WEIGHTS = 2**31  # of an encoder: 8 GiB, and four times that with Adam's moments and the gradient
+MAX_LISTED = 20  # invalid values that an error names
+
+_shown = reprlib.Repr()  # aliases make a few lines of YAML a tree of billions of values
+_shown.maxlevel = 2
+_shown.maxlist = _shown.maxdict = 20
+_shown.maxstring = _shown.maxlong = 100
 
 
 class Section(BaseModel):
@@ -38,7 +51,7 @@ class DataParams(Section):
     """Where the images come from and how they are prepared."""
 
     source: Literal["avatars", "celeba", "mnist", "folder"]
-    root: Annotated[str, Field(min_length=1)]
+    root: Text
     num_images: PositiveInt | None  # None: all that the source has
     image_size: Annotated[int, Field(ge=8, le=1024)]  # pixels, height = width
     channels: Literal[1, 3]
@@ -52,11 +65,11 @@ class DataParams(Section):
 class ModelParams(Section):
     """The encoder; the decoder mirrors it."""
 
-    channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
-    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(strict=False, min_length=1)]
+    channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1, max_length=100)]
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(strict=False, min_length=1, max_length=100)]
     kernel_size: Annotated[int, Field(ge=1, le=15)]
-    residual_blocks: Annotated[int, Field(ge=0)]  # on each side, at the smallest feature map
-    latent_dim: Annotated[int, Field(ge=2)]
+    residual_blocks: Annotated[int, Field(ge=0, le=1000)]  # on each side, at the smallest feature map
+    latent_dim: Annotated[int, Field(ge=2, lt=2**31)]
     normalization: Literal["none", "batch", "group"]
     negative_slope: Fraction
     dropout: Fraction
@@ -69,7 +82,7 @@ class TrainParams(Section):
     batch_size: PositiveInt
     learning_rate: Positive
     learning_rate_decay: Literal["none", "cosine"]
-    learning_rate_warmup_steps: Annotated[int, Field(ge=0)]
+    learning_rate_warmup_steps: Count
     likelihood: Likelihood
     binarization: Binarization  # of the images, for the Bernoulli likelihood alone
     horizontal_flip: bool  # whether half of the images are seen as in a mirror
@@ -78,10 +91,10 @@ class TrainParams(Section):
     average_decay: Fraction | None  # of the average of the weights over the steps; None: the last weights
     clip_gradient_norm: Positive | None  # None: no clipping
     skip_gradient_norm: Positive | None  # None: only steps that are not finite are skipped
-    max_skipped_steps: Annotated[int, Field(ge=0)]
+    max_skipped_steps: Count
     precision: Precision
     device: Literal["auto", "cpu", "cuda"]
-    num_threads: PositiveInt
+    num_threads: Annotated[int, Field(gt=0, le=1024)]
 
 
 class ClassifierParams(Section):
@@ -98,13 +111,13 @@ class EvaluateParams(Section):
     split: Split
     batch_size: PositiveInt
     num_importance_samples: PositiveInt  # latents drawn for each image
-    num_samples: Annotated[int, Field(ge=2)]  # pictures drawn from each prior
+    num_samples: Annotated[int, Field(ge=2, lt=2**31)]  # pictures drawn from each prior
     attributes: Annotated[tuple[str, ...], Field(strict=False)]  # edits of which are judged
     strengths: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
     num_edited_images: PositiveInt  # for each attribute, with and without it
     original_lambda: Finite
     num_bootstraps: PositiveInt
-    inception_weights: Annotated[str, Field(min_length=1)] | None  # a file, by which the FID is measured too
+    inception_weights: Text | None  # a file, by which the FID is measured too
 
 
 class FiguresParams(Section):
@@ -114,7 +127,7 @@ class FiguresParams(Section):
     num_reconstructions: PositiveInt
     num_samples: PositiveInt
     num_interpolations: PositiveInt
-    interpolation_steps: Annotated[int, Field(ge=3)]
+    interpolation_steps: Annotated[int, Field(ge=3, lt=2**31)]
     attributes: Annotated[tuple[str, ...], Field(strict=False)]
     strengths: Annotated[tuple[Finite, ...], Field(strict=False, min_length=3)]
     latent_map_attributes: Annotated[tuple[str, ...], Field(strict=False, max_length=10)]  # one colour each
@@ -123,7 +136,7 @@ class FiguresParams(Section):
 class TrackingParams(Section):
     """Where MLflow files the runs."""
 
-    experiment: Annotated[str, Field(min_length=1)]
+    experiment: Text
 
 
 class Params(Section):
@@ -168,6 +181,8 @@ def load_params(path: Path = PARAMS) -> Params:
         raise UserError(f"{path} cannot be read: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply: sections hold values and lists of them, no more") from None
     return parse_params(tree, name=str(path))
 
 
@@ -177,7 +192,8 @@ def parse_params(tree: object, name: str) -> Params:
         return Params.model_validate(tree)
     except ValidationError as error:
         lines = [f"  {line}" for details in error.errors() for line in _explain(details)]
-        raise UserError("\n".join([f"{name} has {len(lines)} invalid value(s):", *lines])) from None
+        more = [f"  and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
+        raise UserError("\n".join([f"{name} has {len(lines)} invalid value(s):", *lines[:MAX_LISTED], *more])) from None
 
 
 def _geometry_problems(data: DataParams, model: ModelParams) -> Iterator[str]:
@@ -199,6 +215,21 @@ def _geometry_problems(data: DataParams, model: ModelParams) -> Iterator[str]:
             f"model.kernel_size: {model.kernel_size} is smaller than the stride {max(model.strides)}, "
             "which would skip pixels: raise it"
         )
+    if (num_weights := _num_encoder_weights(data, model)) > MAX_WEIGHTS:
+        yield (
+            f"model.channels: {list(model.channels)} with model.kernel_size {model.kernel_size}, "
+            f"model.residual_blocks {model.residual_blocks} and model.latent_dim {model.latent_dim} give an encoder of "
+            f"{num_weights:,} weights; more than {MAX_WEIGHTS:,} are refused: lower some of them"
+        )
+
+
+def _num_encoder_weights(data: DataParams, model: ModelParams) -> int:
+    """Of its convolutions, its residual blocks and the two linear layers to the latent; biases are too few to count."""
+    widths = (data.channels, *model.channels)
+    convolutions = model.kernel_size**2 * sum(before * after for before, after in pairwise(widths))
+    residual = model.residual_blocks * 2 * 3**2 * widths[-1] ** 2
+    num_features = widths[-1] * (data.image_size // math.prod(model.strides)) ** 2
+    return convolutions + residual + 2 * num_features * model.latent_dim
 
 
 def _data_problems(data: DataParams) -> Iterator[str]:
@@ -232,6 +263,11 @@ def _use_problems(params: Params) -> Iterator[str]:
     for name, split in (("evaluate", params.evaluate.split), ("figures", params.figures.split)):
         if split == "test" and params.data.split == "random" and params.data.test_fraction == 0:
             yield f"{name}.split: 'test', but data.test_fraction is 0: use validation, or set images aside for the test"
+    for key in ("evaluate.attributes", "evaluate.strengths", "figures.attributes", "figures.latent_map_attributes"):
+        section, name = key.split(".")
+        values = getattr(getattr(params, section), name)
+        if len(set(values)) < len(values):
+            yield f"{key}: {list(values)} has a value twice: leave one out"
     strengths = params.figures.strengths
     if len(strengths) % 2 == 0 or strengths[len(strengths) // 2] != 0 or list(strengths) != sorted(set(strengths)):
         yield (
@@ -247,12 +283,12 @@ def _explain(details: ErrorDetails) -> list[str]:
     key = ".".join(str(part) for part in details["loc"]) or "the whole file"
     if details["type"] == "missing":
         return [f"{key}: missing; params.yaml must name every key"]
-    if details["type"] == "extra_forbidden":
+    if details["type"] in {"extra_forbidden", "invalid_key"}:
         allowed = ", ".join(_section_at(details["loc"][:-1]).model_fields)
-        return [f"{key}: {details['input']!r} is an unknown key; allowed here: {allowed}"]
+        return [f"{key}: {_shown.repr(details['input'])} is an unknown key; allowed here: {allowed}"]
     message = re.sub("^(Input|String|Tuple) should", "must", details["msg"])
-    message = message.replace("valid dictionary or instance of", "mapping like")
-    return [f"{key}: {details['input']!r} {message}"]
+    message = message.replace("valid dictionary or instance of", "mapping like").replace(" after validation", "")
+    return [f"{key}: {_shown.repr(details['input'])} {message}"]
 
 
 def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:

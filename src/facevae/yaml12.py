@@ -13,6 +13,14 @@ import yaml
 class Yaml12Loader(yaml.SafeLoader):
     """1e-5 is a float, `no` a string, 0644 the number 644; a key that stands twice is an error."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, AttributeError) as error:  # of a number too long, or of `!!bool maybe`
+            kind = node.tag.rpartition(":")[2]
+            message = f"the value cannot be read as {kind}"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value]
         for (key, _), name in zip(node.value, keys, strict=True):

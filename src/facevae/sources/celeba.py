@@ -1,8 +1,10 @@
 """CelebA (Liu et al. 2015), as its authors or Kaggle pack it: a folder or a zip of faces, with its tables."""
 
 import re
+import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from facevae.errors import UserError
-from facevae.images import BadImageError, read_image
+from facevae.images import BadImageError, check_file_size, read_image
 from facevae.sources.folder import read_from_folder
 from facevae.sources.source import Source
 from facevae.sources.tables import read_celeba_table, rows_of, to_attributes
@@ -20,7 +22,7 @@ ARCHIVE = "img_align_celeba.zip"
 ATTRIBUTES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 PARTITION = ("list_eval_partition.txt", "list_eval_partition.csv")
 PARTS = {"0": "train", "1": "validation", "2": "test"}
-MAX_IMAGE_BYTES = 2**26  # of one in the zip, once unpacked; CelebA's own have some 10,000
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)  # of zipfile
 HOW_TO_GET = (
     "CelebA is at https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and on Kaggle as jessicali9530/celeba-dataset"
 )
@@ -42,7 +44,8 @@ def open_celeba(root: Path, num_images: int | None, *, official: bool) -> Source
     Raises
     ------
     UserError
-        A file is missing (with where it was looked for and how to get it), or a table lacks rows.
+        A file is missing (with where it was looked for and how to get it), the zip is damaged or holds an image twice,
+        or a table is malformed or lacks rows.
     """
     folder, archive = _find_folder(root), root / ARCHIVE
     if folder is not None:
@@ -73,7 +76,10 @@ def _find_table(root: Path, choices: tuple[str, ...]) -> Path:
 
 def _read_partition(root: Path, names: Sequence[str]) -> list[str]:
     path = _find_table(root, PARTITION)
-    codes = rows_of(read_celeba_table(path), names, path).iloc[:, 0]
+    table = rows_of(read_celeba_table(path), names, path)
+    if table.shape[1] != 1:
+        raise UserError(f"{path} has {table.shape[1]} values for each image; a partition has one: 0, 1 or 2")
+    codes = table.iloc[:, 0]
     unknown = codes[~codes.isin(PARTS)]
     if len(unknown):
         raise UserError(f"{path}: {unknown.index[0]} is in part {unknown.iloc[0]!r}; allowed are 0, 1 and 2")
@@ -84,10 +90,13 @@ def _list_members(archive: Path) -> list[str]:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [name for name in opened.namelist() if re.fullmatch(rf"(?:{FOLDER}/)*[^/\\]+\.jpg", name)]
-    except zipfile.BadZipFile as error:
+    except DAMAGE as error:
         raise UserError(f"{archive} is not a whole zip file ({error}): download it again. {HOW_TO_GET}") from error
     if not members:
         raise UserError(f"{archive} holds no {FOLDER}/*.jpg. {HOW_TO_GET}")
+    [(name, count)] = Counter(Path(member).name for member in members).most_common(1)
+    if count > 1:
+        raise UserError(f"{archive} holds {name} {count} times: pack it anew, each image once")
     return sorted(members)
 
 
@@ -99,9 +108,8 @@ def _open_archive(archive: Path) -> zipfile.ZipFile:
 def _read_from_archive(archive: Path, members: Sequence[str], position: int) -> Image.Image:
     try:
         opened = _open_archive(archive)
-        if opened.getinfo(members[position]).file_size > MAX_IMAGE_BYTES:
-            raise BadImageError(f"it has more than {MAX_IMAGE_BYTES} bytes inside {archive.name}")
+        check_file_size(opened.getinfo(members[position]).file_size)  # no more than it declares is unpacked
         with opened.open(members[position]) as file:
             return read_image(file)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise BadImageError(f"it is damaged inside {archive.name}: {error}") from error
+    except DAMAGE as error:
+        raise BadImageError(f"it cannot be read from {archive.name}: {error}") from error

@@ -29,19 +29,21 @@ def open_folder(root: Path, num_images: int | None) -> Source:
     if not names:
         raise UserError(f"data.root: {root} holds no image ({', '.join(sorted(SUFFIXES))})")
     for name in names:
-        if name.encode(errors="ignore").decode() != name:
-            raise UserError(f"data.root: the file name {name!r} under {root} is not UTF-8: rename it")
+        if "\r" in name or name.encode(errors="ignore").decode() != name:
+            raise UserError(
+                f"data.root: the file name {name!r} under {root} is not UTF-8, or has a carriage return, which no table "
+                "keeps: rename it"
+            )
     table = root / ATTRIBUTES
     attributes = to_attributes(read_csv_table(table), names, table) if table.is_file() else pd.DataFrame(index=names)
-    if "split" in attributes:
-        raise UserError(f"{table}: a column is named 'split', which the prepared set uses itself: rename it")
     return Source(names, attributes, partial(read_from_folder, root, names))
 
 
 def list_images(root: Path) -> list[str]:
     """Relative paths, with forward slashes, of the files whose name ends as an image's; hidden ones are left out."""
-    paths = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    paths = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
+    names = (path.relative_to(root) for path in paths)
+    return [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
 
 
 def read_from_folder(root: Path, names: Sequence[str], position: int) -> Image.Image:

@@ -22,6 +22,7 @@ from facevae.sources.source import Source
 
 RAW = Path("MNIST") / "raw"
 PARTS = ("train", "t10k")
+MAX_BYTES = 2**29  # of a file's data; MNIST's largest has 47 million
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,13 @@ def open_mnist(root: Path, num_images: int | None) -> Source:
     parts = _parts_in(raw)
     if len(parts) < len(PARTS):
         logger.warning("%s holds only the %s part of MNIST: training on that part alone", raw, parts[0])
-    images = np.concatenate([_read_idx(_find(raw, f"{part}-images-idx3-ubyte"), 3) for part in parts])[:num_images]
+    pixels = [_read_idx(_find(raw, f"{part}-images-idx3-ubyte"), 3) for part in parts]
+    if len({part.shape[1:] for part in pixels}) > 1:
+        raise UserError(f"{raw}: the images of its parts differ in size; delete the folder to download it again")
+    images = np.concatenate(pixels)[:num_images]
     digits = np.concatenate([_read_idx(_find(raw, f"{part}-labels-idx1-ubyte"), 1) for part in parts])[:num_images]
+    if (digits > 9).any():
+        raise UserError(f"{raw}: a label is {digits.max()}, no digit; delete the folder to download it again")
     if len(images) != len(digits):
         raise UserError(f"{raw}: {len(images)} images but {len(digits)} labels; delete the folder to download it again")
     names = [f"digit-{i:05d}" for i in range(len(images))]
@@ -81,12 +87,12 @@ def _read_idx(path: Path | None, dimensions: int) -> NDArray[np.uint8]:
     """An IDX file of bytes: magic number, sizes as big-endian 32-bit integers, data (yann.lecun.com/exdb/mnist)."""
     assert path is not None
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        *_, kind, rank = struct.unpack_from(">4B", content)
-        shape = struct.unpack_from(f">{dimensions}I", content, 4)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            _, _, kind, rank, *shape = struct.unpack(f">4B{dimensions}I", file.read(4 + 4 * dimensions))
+            size = math.prod(shape)
+            content = file.read(min(size, MAX_BYTES) + 1)  # one more, which should not be there
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise UserError(f"{path} cannot be read: {error}; delete it to download it again") from error
-    data = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-    if kind != 0x08 or rank != dimensions or data.size != math.prod(shape):
+    if kind != 0x08 or rank != dimensions or size == 0 or len(content) != size:
         raise UserError(f"{path} is not a whole IDX file of bytes; delete it to download it again")
-    return data.reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)

@@ -1,5 +1,7 @@
 """Tables that come with images: attribute files in CelebA's own layout or as CSV."""
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,34 +22,26 @@ def read_celeba_table(path: Path) -> pd.DataFrame:
     Raises
     ------
     UserError
-        The file cannot be read as a table, or names an image twice.
+        The file cannot be read as a table, or names an image or a column twice.
     """
     if path.suffix == ".csv":
         return read_csv_table(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file: {error}") from error
-    rows = [line.split() for line in text.splitlines() if line.strip()]
+    rows = [line.split() for line in _read_text(path).splitlines() if line.strip()]
     if rows and len(rows[0]) == 1 and rows[0][0].isdigit():  # the attribute file begins with the number of its rows
-        rows = rows[1:]
-        columns, rows = rows[0] if rows else [], rows[1:]
+        columns, rows = rows[1] if len(rows) > 1 else [], rows[2:]
     else:
         columns = [f"column_{i}" for i in range(1, len(rows[0]))] if rows else []
-    for row in rows:
-        if len(row) != len(columns) + 1:
-            raise UserError(f"{path}: the row of {row[0]} has {len(row) - 1} values and should have {len(columns)}")
-    table = pd.DataFrame([row[1:] for row in rows], index=[row[0] for row in rows], columns=columns)
-    return _without_twins(table, path)
+    return _to_table(columns, rows, path, separator="blanks")
 
 
 def read_csv_table(path: Path) -> pd.DataFrame:
     """A CSV table whose first column names the images; see `read_celeba_table`."""
     try:
-        table = pd.read_csv(path, index_col=0, dtype=str, encoding="utf-8-sig", keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
+        reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+        rows = [[row[0], *(cell.strip() for cell in row[1:])] for row in reader if row]
+    except csv.Error as error:
         raise UserError(f"{path} is not a CSV table: {error}") from error
-    return _without_twins(table, path)
+    return _to_table(rows[0][1:] if rows else [], rows[1:], path, separator="commas")
 
 
 def to_attributes(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.DataFrame:
@@ -56,10 +50,13 @@ def to_attributes(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.D
     Raises
     ------
     UserError
-        An image has no row, or a value is not one of -1, 0 and 1.
+        An image has no row, a value is not one of -1, 0 and 1, or a column has a name that the prepared set uses.
     """
+    for reserved in ("name", "split"):
+        if reserved in table:
+            raise UserError(f"{path}: a column is named {reserved!r}, which the prepared set uses itself: rename it")
     rows = rows_of(table, names, path)
-    values = rows.replace({"-1": "0"}) if rows.size else rows
+    values = rows.replace({"-1": "0"})
     wrong = np.argwhere(~values.isin(["0", "1"]).to_numpy())
     if len(wrong):
         row, column = wrong[0]
@@ -81,7 +78,26 @@ def rows_of(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.DataFra
     return table.loc[list(names)]
 
 
-def _without_twins(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _to_table(columns: list[str], rows: list[list[str]], path: Path, separator: str) -> pd.DataFrame:
+    """Rows of a name and its values as a table, once they are known to be one."""
+    if not columns:
+        raise UserError(f"{path} has no columns beside the first: it must have some, separated by {separator}")
+    for i, column in enumerate(columns, start=2):
+        if not column or not column.isprintable():
+            raise UserError(f"{path}: the name of column {i} is {column!r}: give it one that can be printed")
+        if column in columns[: i - 2]:
+            raise UserError(f"{path}: the column {column!r} stands twice")
+    for row in rows:
+        if len(row) != len(columns) + 1:
+            raise UserError(f"{path}: the row of {row[0]} has {len(row) - 1} values and should have {len(columns)}")
+    table = pd.DataFrame([row[1:] for row in rows], index=[row[0] for row in rows], columns=columns)
     twins = table.index[table.index.duplicated()]
     if len(twins):
         raise UserError(f"{path} has more than one row for {twins[0]}")

@@ -1,0 +1,208 @@
+"""The catalogue of bad input, first part: values of params.yaml, and texts that are no params.yaml."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import small_params, small_tree
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from facevae.errors import UserError
+from facevae.params import load_params, parse_params
+from facevae.tracking.state import flatten
+
+TEXT = yaml.safe_dump(small_tree(), sort_keys=False)
+LAUGHS = "a: &a [ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n" for before, name in pairwise("abcdefghijk")
+)
+
+VALUES = [  # key, value, what the error says
+    ("train.epochs", "abc", "train.epochs: 'abc' must be a valid integer"),
+    ("train.epochs", 0, "train.epochs: 0 must be greater than 0"),
+    ("train.epochs", 1.0, "train.epochs: 1.0 must be a valid integer"),
+    ("train.epochs", True, "train.epochs: True must be a valid integer"),
+    ("train.epochs", None, "train.epochs: None must be a valid integer"),
+    ("train.epochs", 10**30, "must be less than 2147483648"),
+    ("train.num_threads", 10**6, "train.num_threads: 1000000 must be less than or equal to 1024"),
+    ("train.learning_rate", "fast", "train.learning_rate: 'fast' must be a valid number"),
+    ("train.learning_rate", math.nan, "train.learning_rate: nan must be a finite number"),
+    ("train.learning_rate", math.inf, "train.learning_rate: inf must be a finite number"),
+    ("train.beta", 10**400, "00000000 must be a valid number"),
+    ("train.likelihood", "laplace", "must be 'squared_error', 'gaussian' or 'bernoulli'"),
+    ("train.likelihood", "x" * 10**6, "xxx...xxx"),
+    ("train.horizontal_flip", "no", "train.horizontal_flip: 'no' must be a valid boolean"),
+    ("train.foo", 1, "train.foo: 1 is an unknown key; allowed here: epochs, batch_size"),
+    ("train", 3, "train: 3 must be a mapping"),
+    ("data.source", "imagenet", "data.source: 'imagenet' must be 'avatars', 'celeba', 'mnist' or 'folder'"),
+    ("data.channels", 2, "data.channels: 2 must be 1 or 3"),
+    ("data.image_size", 10**9, "data.image_size: 1000000000 must be less than or equal to 1024"),
+    ("data.test_fraction", 1.0, "data.test_fraction: 1.0 must be less than 1"),
+    ("data.validation_fraction", 0, "data.validation_fraction: 0 must be greater than 0"),
+    ("data.root", "", "data.root: '' must have at least 1 character"),
+    ("data.root", "a\0b", "data.root: 'a\\x00b' must match pattern"),
+    ("data.root", "\ud800", "data.root: '\\ud800' must be a valid string"),
+    ("model.channels", [8, "16"], "model.channels.1: '16' must be a valid integer"),
+    ("model.channels", 8, "model.channels: 8 must be a valid tuple"),
+    ("model.channels", [8] * 5000, "must have at most 100 items, not 5000"),
+    ("model.channels", [8, 10**9], "give an encoder of"),
+    ("model.latent_dim", 10**9, "give an encoder of"),
+    ("model.dropout", -0.1, "model.dropout: -0.1 must be greater than or equal to 0"),
+    ("figures.strengths", [-1, 0], "figures.strengths"),
+    ("figures.attributes", ["Bald", "Bald"], "figures.attributes: ['Bald', 'Bald'] has a value twice"),
+    ("seed", -1, "seed: -1 must be greater than or equal to 0"),
+    ("model.strides", [2], "model.strides: [2] has 1 values and model.channels [8, 16] has 2"),
+    ("data.image_size", 10, "data.image_size: 10 is not divisible by 4"),
+    ("model.strides", [1, 2], "model.kernel_size: 4 is even, and a stride of 1 needs an odd kernel"),
+    ("model.kernel_size", 1, "model.kernel_size: 1 is smaller than the stride 2"),
+    ("data.num_images", None, "data.num_images: null, but avatars are drawn on demand"),
+    ("data.crop", 8, "data.crop: 8, but avatars are drawn at data.image_size"),
+    ("data.split", "official", "data.split: 'official', but only celeba has a partition of its own"),
+    ("data.validation_fraction", 0.8, "leave nothing to train on"),
+    ("data.test_fraction", 0, "evaluate.split: 'test', but data.test_fraction is 0"),
+    ("train.likelihood", "bernoulli", "train.binarization: 'none', but train.likelihood 'bernoulli' is for black and"),
+    ("train.binarization", "fixed", "train.binarization: 'fixed', but train.likelihood 'squared_error' is for all"),
+    ("figures.strengths", [1, 0, -1], "figures.strengths: [1.0, 0.0, -1.0] must rise from negative to positive"),
+]
+
+TEXTS = {  # name: what params.yaml holds, what the error says
+    "empty": ("", "the whole file: None must be a mapping"),
+    "a list": ("- 1", "the whole file: [1] must be a mapping"),
+    "a key twice": (TEXT + "seed: 2", "the key 'seed' stands twice"),
+    "an open bracket": ("seed: [", "is not valid YAML"),
+    "a tab": ("data:\n\tsource: mnist", "cannot start any token"),
+    "a NUL": ("seed: \0", "unacceptable character #x0000"),
+    "a list as key": ("[a]: 1", "found unhashable key"),
+    "a number as key": (TEXT + "1: 2", "1: 1 is an unknown key; allowed here: seed, data"),
+    "two documents": (TEXT + "---\n" + TEXT, "expected a single document"),
+    "an alias of nothing": ("seed: *none", "found undefined alias"),
+    "a list of itself": ("a: &x [*x]", "a: [[[...]]] is an unknown key"),
+    "billions of values": (LAUGHS, "k: [[[...], [...]"),
+    "a merge key": (TEXT + "<<: {seed: 1}", "<<: {'seed': 1} is an unknown key"),
+    "5,000 brackets": ("[" * 5000, "nested too deeply"),
+    "5,000 digits": ("seed: " + "9" * 5000, "the value cannot be read as int"),
+    "a wrong tag": ("seed: !!bool maybe", "the value cannot be read as bool"),
+    "a tag of Python": ("!!python/object/apply:os.getcwd []", "could not determine a constructor"),
+}
+
+SCALARS = {  # of train.learning_rate: as it is written, and what it is or what the error says
+    "1e-5": 1e-5,
+    "1E3": 1000.0,
+    "1e400": "train.learning_rate: inf must be a finite number",
+    ".nan": "train.learning_rate: nan must be a finite number",
+    "NaN": "train.learning_rate: 'NaN' must be a valid number",
+    "1_000": "train.learning_rate: '1_000' must be a valid number",
+    "1:30": "train.learning_rate: '1:30' must be a valid number",
+    "yes": "train.learning_rate: 'yes' must be a valid number",
+    "2020-01-01": "train.learning_rate: '2020-01-01' must be a valid number",
+    "0x10": "train.learning_rate: '0x10' must be a valid number",
+    "0644": 644.0,
+    "": "train.learning_rate: None must be a valid number",
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"), VALUES, ids=[f"{key}={str(value)[:20]}" for key, value, _ in VALUES]
+)
+def test_a_bad_value_is_told_by_key_value_and_what_is_allowed(key: str, value: object, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        small_params(**{key.replace(".", "__"): value})
+    assert message in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_that_is_no_params_file_is_told(tmp_path: Path, name: str) -> None:
+    text, message = TEXTS[name]
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match="params.yaml") as error:
+        load_params(tmp_path / "params.yaml")
+    assert message in str(error.value)
+    assert len(str(error.value)) < 100_000
+
+
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_scalars_follow_yaml_1_2(tmp_path: Path, scalar: str) -> None:
+    expected = SCALARS[scalar]
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT.replace("learning_rate: 0.01", f"learning_rate: {scalar}"))
+    if isinstance(expected, str):
+        with pytest.raises(UserError) as error:
+            load_params(path)
+        assert expected in str(error.value)
+    else:
+        assert load_params(path).train.learning_rate == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "expected"),
+    [
+        (lambda text: "\ufeff" + text, "seed", 7),
+        (lambda text: text.replace("\n", "\r\n"), "seed", 7),
+        (lambda text: text.replace("experiment: tests", "experiment: no"), "tracking.experiment", "no"),
+        (lambda text: text.replace("seed: 7", "seed: 0012"), "seed", 12),
+    ],
+    ids=["byte-order mark", "Windows line ends", "no", "0012"],
+)
+def test_an_odd_file_is_read_rightly(tmp_path: Path, change: Any, key: str, expected: object) -> None:
+    (tmp_path / "params.yaml").write_bytes(change(TEXT).encode())
+    assert flatten(load_params(tmp_path / "params.yaml").model_dump())[key] == expected
+
+
+def test_what_is_no_text_or_no_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    with pytest.raises(UserError, match="params.yaml is not in .*: run from the root of the project"):
+        load_params(path)
+    path.write_bytes(TEXT.encode("utf-16"))
+    with pytest.raises(UserError, match="params.yaml is not valid YAML: 'utf-8' codec can't decode"):
+        load_params(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="params.yaml cannot be read: .*Is a directory"):
+        load_params(path)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(10**300) | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers() | st.none(), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.sampled_from(sorted(flatten(small_tree()) | {"train": 0, "model": 0, "model.new": 0})), ANYTHING)
+def test_any_value_either_fits_or_is_refused_with_its_key(key: str, value: object) -> None:
+    try:
+        params = small_params(**{key.replace(".", "__"): value})
+    except UserError as error:
+        assert key in str(error)  # noqa: PT017
+    else:
+        section, _, name = key.partition(".")
+        found = getattr(getattr(params, section), name) if name else getattr(params, section)
+        assert list(found) == value if isinstance(found, tuple) else found == value
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(ANYTHING)
+def test_any_tree_is_refused(tree: object) -> None:
+    with pytest.raises(UserError, match="params.yaml has"):
+        parse_params(tree, "params.yaml")
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.integers(0, len(TEXT)), st.integers(0, 5), st.text(max_size=3) | st.sampled_from(["&a ", "*a", "!!int ", "? "])
+)
+@example(0, 0, "---\n")
+def test_any_edit_of_the_text_is_either_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, start: int, length: int, new: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "edited.yaml"
+    path.write_bytes((TEXT[:start] + new + TEXT[start + length :]).encode(errors="surrogatepass"))
+    try:
+        load_params(path)
+    except UserError as error:
+        assert str(path) in str(error)  # noqa: PT017

@@ -28,12 +28,10 @@ from facevae.errors import UserError
 from facevae.files import write_csv, write_json
 from facevae.fingerprint import training_fingerprint
 from facevae.gallery import FIGURES
-from facevae.images import BadImageError
 from facevae.layout import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
 from facevae.model import VAE
 from facevae.preparation import prepare
 from facevae.prepared import SPLITS
-from facevae.sources import celeba
 from facevae.sources.celeba import open_celeba
 from facevae.sources.folder import open_folder
 from facevae.sources.source import Source

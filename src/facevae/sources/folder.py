@@ -31,8 +31,8 @@ def open_folder(root: Path, num_images: int | None) -> Source:
     for name in names:
         if "\r" in name or name.encode(errors="ignore").decode() != name:
             raise UserError(
-                f"data.root: the file name {name!r} under {root} is not UTF-8, or has a carriage return, which no table "
-                "keeps: rename it"
+                f"data.root: the file name {name!r} under {root} is not UTF-8, or has a carriage return, which no "
+                "table keeps: rename it"
             )
     table = root / ATTRIBUTES
     attributes = to_attributes(read_csv_table(table), names, table) if table.is_file() else pd.DataFrame(index=names)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -171,8 +171,10 @@ def load_directions(path: Path, *, fingerprint: str) -> FittedDirections:
         )
     by_method: dict[Method, Directions] = {method: {} for method in get_args(Method)}
     for key, vector in tensors.items():
-        method, name = key.split("/", 1)
-        by_method[cast("Method", method)][name] = vector
+        method, _, name = key.partition("/")
+        if method not in by_method:
+            raise UserError(f"{path} holds no directions of this version of facevae: {key!r} is of no known method")
+        by_method[method][name] = vector
     return FittedDirections(by_method, header.best)
 
 

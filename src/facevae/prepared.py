@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from types import TracebackType
 from typing import Literal, Self
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from facevae.errors import UserError
+from facevae.files import naming
 from facevae.layout import PREPARED
 
 MANIFEST = "manifest.json"
@@ -85,7 +87,8 @@ class PreparedSet:
         """
         shape = (self.manifest.image_size, self.manifest.image_size, self.manifest.channels)
         arrays = [hashlib.sha256(self.images(split).data) for split in SPLITS]
-        attributes = hashlib.sha256((self.folder / ATTRIBUTES).read_bytes())
+        path = self.folder / ATTRIBUTES
+        attributes = hashlib.sha256(path.read_bytes() if path.is_file() else b"")
         if data_digest(shape, [part.hexdigest() for part in (*arrays, attributes)]) != self.digest:
             raise UserError(
                 f"{self.folder} is damaged: it is not what its manifest says; run `dvc repro --force prepare`"
@@ -99,7 +102,7 @@ class PreparedSet:
         expected = (self.manifest.num_images[split], size, size, channels)
         try:
             images: NDArray[np.uint8] = np.load(path, mmap_mode="r" if expected[0] else None, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, TokenError) as error:  # the last two of an empty file and of its header
             raise UserError(f"{path} cannot be read ({error}): run `dvc repro --force prepare`") from error
         if images.shape != expected or images.dtype != np.uint8:
             raise UserError(
@@ -118,9 +121,9 @@ class PreparedSet:
         path = self.folder / ATTRIBUTES
         try:
             table = pd.read_csv(path, index_col="name", dtype={"name": str})
-        except (OSError, ValueError) as error:
+            counts = {split: int((table["split"] == split).sum()) for split in SPLITS}
+        except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} cannot be read ({error}): run `dvc repro --force prepare`") from error
-        counts = {split: int((table["split"] == split).sum()) for split in SPLITS}
         if counts != self.manifest.num_images:
             raise UserError(
                 f"{path} has {counts} rows, and the manifest says {self.manifest.num_images}: "
@@ -143,6 +146,7 @@ class ArrayWriter:
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.length = 0
         self.digest = hashlib.sha256()
+        self._path = path
         self._shape = shape
         self._file = path.open("wb")
         self._header_size = self._write_header()
@@ -151,7 +155,8 @@ class ArrayWriter:
         """Add images of shape (N, *shape)."""
         content = np.ascontiguousarray(images).tobytes()
         self.digest.update(content)
-        self._file.write(content)
+        with naming(self._path):
+            self._file.write(content)
         self.length += len(images)
 
     def _write_header(self) -> int:
@@ -166,7 +171,7 @@ class ArrayWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._file:
+        with naming(self._path), self._file:
             if self._write_header() != self._header_size:
                 raise RuntimeError("the header of a .npy file changed its size as the array grew")
             self._file.flush()

@@ -21,5 +21,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_errors():
+    with reported_errors("lower classifier.batch_size or data.image_size"):
         main()

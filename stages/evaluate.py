@@ -32,5 +32,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_errors():
+    with reported_errors("lower evaluate.batch_size, evaluate.num_samples or evaluate.num_edited_images"):
         main()

@@ -20,5 +20,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_errors():
+    with reported_errors("lower figures.num_samples, figures.num_reconstructions or model.channels"):
         main()

@@ -18,5 +18,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_errors():
+    with reported_errors("lower data.image_size, or close other programs"):
         main()

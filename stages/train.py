@@ -36,5 +36,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_errors():
+    with reported_errors("lower train.batch_size, model.channels or data.image_size"):
         main()

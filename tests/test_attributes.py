@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from facevae.attributes import (
     FittedDirections,
+    Header,
     area_under_curve,
     auc_table,
     direction_of,
@@ -17,6 +18,7 @@ from facevae.attributes import (
     save_directions,
 )
 from facevae.errors import UserError
+from facevae.tensor_file import write_tensors
 
 GENERATOR = np.random.default_rng(0)
 ATTRIBUTES = pd.DataFrame(
@@ -98,6 +100,13 @@ def test_directions_come_back_as_they_were_saved(tmp_path: Path) -> None:
         assert all(torch.equal(loaded.by_method[method][name], directions[name]) for name in directions)
     with pytest.raises(UserError, match="belongs to another model"):
         load_directions(path, fingerprint="b")
+
+
+def test_directions_by_a_method_that_is_unknown_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "directions.safetensors"
+    write_tensors(path, {"Smiling": torch.ones(3)}, Header(fingerprint="a", best="joint"))
+    with pytest.raises(UserError, match="no directions of this version of facevae: 'Smiling' is of no known method"):
+        load_directions(path, fingerprint="a")
 
 
 def test_a_set_without_attributes_has_no_directions(tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from conftest import disc_images, small_params
 from PIL import Image
@@ -39,6 +44,12 @@ def read_disc_or_fail(position: int) -> Image.Image:
 def read_until_a_crash(position: int) -> Image.Image:
     if position == 150:
         raise RuntimeError("a bug")
+    return read_disc(position)
+
+
+def read_until_a_kill(position: int) -> Image.Image:
+    if position == 150:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory runs out
     return read_disc(position)
 
 
@@ -140,6 +151,71 @@ def test_a_crash_leaves_what_was_there_before(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a process that reads images was killed, most likely since memory ran out"):
+        prepare(disc_source(read_until_a_kill), data_params(), seed=1, target=tmp_path / "prepared")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "status", "said"), [("INT", 130, "interrupted\n"), ("KILL", -signal.SIGKILL, "")])
+def test_of_a_prepare_that_is_stopped_no_process_stays(tmp_path: Path, number: str, status: int, said: str) -> None:
+    script = f"""
+import os, signal, sys, time
+from pathlib import Path
+import pandas as pd
+from facevae.errors import reported_errors
+from facevae.params import DataParams
+from facevae.preparation import prepare
+from facevae.sources.source import Source
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has its children ignore it
+def read(position):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+names = [str(i) for i in range(100)]
+params = DataParams.model_validate_json({data_params().model_dump_json()!r})
+with reported_errors():
+    prepare(Source(names, pd.DataFrame(index=names), read), params, 0, Path({str(tmp_path / "prepared")!r}))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    assert process.stdout is not None
+    readers = [psutil.Process(int(process.stdout.readline()))]
+    if number == "INT":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        process.kill()
+    assert (process.communicate()[1], process.returncode) == (said, status)
+    assert psutil.wait_procs(readers, timeout=60)[1] == []
+
+
+def test_the_folder_gets_its_name_when_all_of_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def record_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    def record_rename(path: Path, target: Path) -> Path:
+        synced.append(f"{path.name} to {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    prepare(disc_source(), data_params(), seed=1, target=tmp_path / "prepared")
+    moment = synced.index("prepared.partial to prepared")
+    names = {"train.npy", "validation.npy", "test.npy", ".attributes.csv.partial", ".manifest.json.partial"}
+    assert names <= set(synced[:moment])
+    assert synced[moment - 1 :] == ["prepared.partial", "prepared.partial to prepared", tmp_path.name]
+
+
 def test_what_a_killed_prepare_left_is_no_prepared_set(tmp_path: Path) -> None:
     partial = tmp_path / "prepared.partial"
     partial.mkdir()
@@ -171,6 +247,25 @@ def replace_array(folder: Path) -> None:
     np.save(folder / "train.npy", PIXELS[:5])
 
 
+def empty_array(folder: Path) -> None:
+    (folder / "train.npy").write_bytes(b"")
+
+
+def break_header(folder: Path) -> None:
+    path = folder / "train.npy"
+    path.write_bytes(path.read_bytes().replace(b")", b"(", 1))
+
+
+def rename_column(folder: Path) -> None:
+    path = folder / "attributes.csv"
+    path.write_text(path.read_text().replace("split", "part"))
+
+
+def drop_names(folder: Path) -> None:
+    path = folder / "attributes.csv"
+    path.write_text(path.read_text().replace("name", "image"))
+
+
 def drop_row(folder: Path) -> None:
     lines = (folder / "attributes.csv").read_text().splitlines()
     (folder / "attributes.csv").write_text("\n".join(lines[:-1]))
@@ -182,12 +277,22 @@ def read_everything(folder: Path) -> None:
     prepared.attributes("train")
 
 
-@pytest.mark.parametrize("damage", [damage_manifest, cut_array, replace_array, drop_row])
+@pytest.mark.parametrize(
+    "damage",
+    [damage_manifest, cut_array, replace_array, empty_array, break_header, drop_row, rename_column, drop_names],
+)
 def test_a_damaged_prepared_set_is_not_read(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     prepare(disc_source(), data_params(), seed=1, target=tmp_path / "prepared")
     damage(tmp_path / "prepared")
     with pytest.raises(UserError, match="run `dvc repro --force prepare`"):
         read_everything(tmp_path / "prepared")
+
+
+def test_missing_attributes_are_noticed(tmp_path: Path) -> None:
+    prepare(disc_source(), data_params(), seed=1, target=tmp_path / "prepared")
+    (tmp_path / "prepared" / "attributes.csv").unlink()
+    with pytest.raises(UserError, match="prepared is damaged"):
+        PreparedSet(tmp_path / "prepared").verified()
 
 
 @pytest.mark.parametrize("name", ["train.npy", "test.npy", "attributes.csv"])

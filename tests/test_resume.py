@@ -94,8 +94,18 @@ def test_a_disk_that_is_full_costs_a_warning(monkeypatch: pytest.MonkeyPatch, ca
 
     monkeypatch.setattr(resume, "write_tensors", no_space)
     file.save(Progress([], {}))
-    assert "cannot be written ([Errno 28] No space left on device)" in caplog.text
+    assert "cannot be written (No space left on device)" in caplog.text
     assert_equal(file.load())
+
+
+def test_a_file_in_the_place_of_the_folder_costs_warnings(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / ".facevae").write_text("in the way")
+    file = ResumeFile("mine")
+    assert file.load() is None
+    file.save(PROGRESS)
+    file.remove()
+    assert "cannot be written" in caplog.text
+    assert "cannot be removed" in caplog.text
 
 
 def test_only_the_newest_trainings_are_kept() -> None:

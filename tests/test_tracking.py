@@ -4,13 +4,18 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -22,10 +27,13 @@ from filelock import FileLock
 from PIL import Image
 
 from facevae import gallery
+from facevae.errors import UserError
 from facevae.files import write_csv, write_json
 from facevae.layout import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
 from facevae.tracking import open_run, store
 from facevae.tracking.stage_run import StageRun
+from facevae.tracking.sync import sync
+from facevae.tracking.where import where
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -37,7 +45,7 @@ pytestmark = [
 
 EPOCHS = [{"epoch": epoch, "train_loss": 3.0 / epoch, "validation_loss": 4.0 / epoch} for epoch in (1.0, 2.0, 3.0)]
 FIGURES = list(gallery.FIGURES)
-HELD: list[FileLock] = []
+HELD = ExitStack()  # what a fault holds until its test ends
 CONFLICT = "but for this same state of the pipeline"
 
 
@@ -379,36 +387,169 @@ def held_lock() -> None:
     Path(".facevae").mkdir(exist_ok=True)
     lock = FileLock(".facevae/mlflow.lock")
     lock.acquire()
-    HELD.append(lock)
+    HELD.callback(lock.release)
 
 
-@pytest.mark.parametrize(
-    "break_store",
-    [
-        corrupt_store,
-        silent_server,
-        missing_driver,
-        unreadable_pipeline,
-        folder_for_database,
-        secret_server,
-        invalid_address,
-        held_lock,
-    ],
-)
-def test_a_store_that_fails_costs_one_warning_and_no_training(
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    break_store: Callable[[], None],
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that what is set below is undone
+def file_for_folder() -> None:
+    Path(".facevae").write_text("in the way")
+
+
+def truncated_store() -> None:
+    path = Path("mlflow.db")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def store_of_another_version() -> None:
+    with closing(sqlite3.connect("mlflow.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'of the future'")
+
+
+def locked_store() -> None:
+    database = HELD.enter_context(closing(sqlite3.connect("mlflow.db")))
+    database.execute("BEGIN EXCLUSIVE")
+
+
+def full_disk() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (Path("mlflow.db").stat().st_size // 2, hard))
+    HELD.callback(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def answer(status: int, seconds: float = 0) -> None:
+    """A server whose every answer is this, and comes so late."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(seconds)
+            with suppress(OSError):  # the client has gone
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(b"<html>not what you are looking for</html>")
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HELD.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+    Thread(target=server.serve_forever, daemon=True).start()
+    HELD.callback(server.shutdown)
+    os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{server.server_port}"
+
+
+def failing_server() -> None:
+    answer(500)
+
+
+def other_server() -> None:
+    answer(200)
+
+
+def hanging_server() -> None:
+    answer(200, seconds=3)
+
+
+STORE_FAULTS = [
+    corrupt_store,
+    truncated_store,
+    store_of_another_version,
+    folder_for_database,
+    file_for_folder,
+    missing_driver,
+    silent_server,
+    hanging_server,
+    failing_server,
+    other_server,
+    secret_server,
+    invalid_address,
+    held_lock,
+]
+
+
+@pytest.fixture
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of all that waits for a store; what a fault holds is let go at the end."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that what a fault sets is undone
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(store, "LOCK_SECONDS", 0.1)
+    with HELD:
+        yield
+
+
+@pytest.mark.usefixtures("short_patience")
+@pytest.mark.parametrize("break_store", [*STORE_FAULTS, locked_store, full_disk, unreadable_pipeline])
+def test_a_store_that_fails_costs_one_warning_and_no_training(
+    caplog: pytest.LogCaptureFixture, break_store: Callable[[], None]
+) -> None:
     break_store()
     log_training()
-    for lock in HELD:
-        lock.release()
+    assert MODEL.read_bytes() == b"weights"
     assert "secret" not in caplog.text
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "stage train goes on untracked (`facevae sync` makes up for it)" in caplog.text
+
+
+@pytest.mark.usefixtures("short_patience")
+@pytest.mark.parametrize("break_store", STORE_FAULTS)
+def test_a_store_that_fails_ends_a_command_with_one_message(break_store: Callable[[], None]) -> None:
+    break_store()
+    commands: list[Callable[[], object]] = [lambda: sync(Path(), [], report=lambda _: None), lambda: where(Path(), "a")]
+    for command in commands:
+        with pytest.raises(UserError, match="^MLflow at .* failed: ") as error:
+            command()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("short_patience")
+def test_a_disk_that_is_full_in_the_middle_costs_one_warning(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with open_run("train") as run:
+        run.log_epoch(EPOCHS[0])
+        full_disk()
+        run.log_epoch(EPOCHS[1])
+        HELD.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_figures_that_cannot_be_stored_cost_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    log_training()
+    log_evaluation()
+    Path("mlartifacts").rename("elsewhere")
+    Path("mlartifacts").write_text("in the way")
+    log_figures()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "stage figures goes on untracked" in caplog.text
+    Path("mlartifacts").unlink()
+    Path("elsewhere").rename("mlartifacts")
+    log_figures()
+    (run,) = all_runs()
+    assert run.info.status == "FINISHED"
+    assert len(store.connect().list_artifacts(run.info.run_id)) == len(FIGURES)
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        (HISTORY, b""),
+        (HISTORY, b"epoch,train_loss\n1,0."),
+        (HISTORY, b"other\n1\n"),
+        (TRAIN_METRICS, b'{"best_epoch": '),
+        (TRAIN_METRICS, b"[]"),
+        (TRAIN_METRICS, b"\xff"),
+    ],
+)
+def test_damaged_outputs_are_told_by_their_file_and_not_logged(
+    path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    log_training()
+    change_params(evaluate__split="validation")
+    path.write_bytes(content)
+    log_evaluation()
+    (warning,) = caplog.messages
+    assert warning.startswith(f"stage evaluate goes on untracked (`facevae sync` makes up for it): {path} ")
 
 
 def test_a_server_that_stops_in_the_middle_costs_one_warning_and_is_made_whole(

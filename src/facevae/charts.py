@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from facevae.figures import DPI, save_figure, sheet_of
 
 OTHERS = "#b5b5b5"
+LOSSES = {"loss": "Loss", "reconstruction": "Reconstruction", "kl": "KL divergence"}
+HISTORY_COLUMNS = ("epoch", *(f"{split}_{loss}" for split in ("train", "validation") for loss in LOSSES))
+LATENT_COLUMNS = ("rank", "kl_nats", "aggregate_mean", "aggregate_variance")
+EDIT_COLUMNS = ("strength", "success", "success_low", "success_high", "leakage")
 
 
 def save_losses(path: Path, history: pd.DataFrame) -> None:
@@ -28,8 +32,7 @@ def draw_losses(history: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(10.5, 3.4), dpi=DPI, layout="constrained")
     best_row = history.iloc[int(history["validation_loss"].to_numpy().argmin())]
     best_epoch = int(best_row["epoch"])
-    panels = {"loss": "Loss", "reconstruction": "Reconstruction", "kl": "KL divergence"}
-    for axes, (column, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    for axes, (column, title) in zip(figure.subplots(1, 3), LOSSES.items(), strict=True):
         for split, colour in (("train", "tab:blue"), ("validation", "tab:orange")):
             axes.plot(history["epoch"], history[f"{split}_{column}"], color=colour, label=split.capitalize())
         best = float(best_row[f"validation_{column}"])

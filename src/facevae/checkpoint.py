@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from facevae.errors import UserError
@@ -47,11 +50,26 @@ def load(path: Path) -> tuple[VAE, Header]:
     Raises
     ------
     UserError
-        The file is missing, or is no checkpoint of facevae.
+        The file is missing, is no checkpoint of facevae, or has weights that are no numbers.
     """
     tensors, header = read_tensors(path, Header, remedy="train it by `dvc repro train`, or name another model")
     params = header.model
     if max(len(params.channels), len(params.strides), params.residual_blocks) > len(tensors):
         raise UserError(f"{path} is not of this version of facevae: it holds fewer tensors than its model has layers")
     model = build_module(path, lambda: VAE(params, header.image_size, header.image_channels), tensors)
+    if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise UserError(
+            f"{path} is of a training that exploded: {broken[0]} is not finite; train anew, by `dvc repro --force "
+            "train`, with a lower train.learning_rate"
+        )
     return model, header
+
+
+def require_shape(images: NDArray[np.uint8], header: Header) -> None:
+    """Raise a `UserError` where images (N, height, width, channels) are not of the shape that the model takes."""
+    expected = (header.image_size, header.image_size, header.image_channels)
+    if images.shape[1:] != expected:
+        raise UserError(
+            f"the model was trained on images of shape {expected}, and the prepared ones have {images.shape[1:]}: "
+            "run `dvc repro train`"
+        )

@@ -113,6 +113,11 @@ def train_classifier(
         stays as it was drawn.
     seed
         Determines the initial weights, the order of the images and what is done to them.
+
+    Raises
+    ------
+    UserError
+        The training exploded.
     """
     varied = varied_attributes(attributes)
     torch.manual_seed(seed)
@@ -136,6 +141,11 @@ def train_classifier(
                 optimizer.step()
                 schedule.step()
                 bar.update(len(chosen))
+    if not all(torch.isfinite(tensor).all() for tensor in classifier.state_dict().values()):
+        raise UserError(
+            "the training of the classifier has exploded: lower classifier.learning_rate, or set train.precision to "
+            "float32"
+        )
     return classifier.cpu().eval()
 
 

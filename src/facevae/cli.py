@@ -151,7 +151,7 @@ def where(run: Annotated[str, typer.Argument(help="Name or id of a run, or the s
 
 def run() -> None:
     """Run the command; what is the user's to mend is told in one message."""
-    with reported_errors():
+    with reported_errors("ask for fewer pictures at a time, or take a smaller model"):
         app()
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from facevae.attributes import Directions, FittedDirections, Method, auc_table, fit_directions, require_known
 from facevae.binarization import binarize
-from facevae.checkpoint import Header
+from facevae.checkpoint import Header, require_shape
 from facevae.classifier import Classifier, judge
 from facevae.edits import RANDOM, EditStudy, Strengths, study_edits, with_control
 from facevae.errors import UserError
+from facevae.files import require_finite
 from facevae.inception import Inception
 from facevae.inference import batches_of, decode_all, encode_all
 from facevae.latent_health import active_units, aggregate_kl_nats, latent_table
@@ -67,7 +68,8 @@ def evaluate(
     Raises
     ------
     UserError
-        `evaluate.attributes` names one that the training images do not vary in, or a split has fewer than two images.
+        `evaluate.attributes` names one that the training images do not vary in, a split has fewer than two images or
+        images of another shape than the model takes, or the model is so unstable that something is not finite.
     """
     require_known("evaluate.attributes", params.attributes, classifier.attributes)
     names: tuple[SplitName, ...] = ("train", "validation", params.split)
@@ -91,6 +93,7 @@ def evaluate(
         "neighbour_distance_ratio": measure.neighbour_distance_ratio(train, held_out, priors),
         **(_edit_metrics(edits, strengths, best_method) if params.attributes else {}),
     }
+    require_finite(metrics, "evaluate")
     tables = {
         "latent.csv": latent_table(held_out.posteriors),
         "likelihood.csv": likelihood,
@@ -111,8 +114,10 @@ class _Split:
         self.images = binarize(prepared.images(name), header.binarization, seed)
         if len(self.images) < 2:
             raise UserError(f"the {name} split has {len(self.images)} image(s), and evaluate needs two or more")
+        require_shape(self.images, header)
         self.attributes = prepared.attributes(name)
         self.posteriors = encode_all(model, self.images, batch_size)
+        require_finite({"the mean of the posteriors": float(self.posteriors.mean.sum())}, f"the {name} split")
 
 
 class _Measure:

@@ -1,12 +1,19 @@
-"""Writing results so that a file is either whole or not there."""
+"""Writing results so that a file is either whole or not there, and reading tables that may have suffered since."""
 
+import io
 import json
+import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+
+from facevae.errors import UserError
 
 SIGNIFICANT_DIGITS = 7
 
@@ -19,12 +26,13 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
+        with naming(path):
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -35,7 +43,16 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def _sync_folder(folder: Path) -> None:
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an `OSError` name the file that is being written: an open file that finds the disk full does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def sync_folder(folder: Path) -> None:
     """Have the name of a new file survive a power cut as its content does."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -44,8 +61,34 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def replace_folder(target: Path, new: Path) -> None:
+    """Give the folder `new` the name `target`, under which at no moment of a kill or a power cut half a folder lies.
+
+    The files in `new` have to be on the disk. What a kill leaves of the former folder is removed by the next attempt.
+    """
+    former = target.with_name(f"{target.name}.old")
+    shutil.rmtree(former, ignore_errors=True)
+    if target.exists():
+        target.rename(former)
+    try:
+        new.rename(target)
+    except BaseException:
+        if former.exists():
+            former.rename(target)
+        raise
+    sync_folder(target.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write numbers by name, rounded to seven significant digits."""
+    """Write numbers by name, rounded to seven significant digits.
+
+    Raises
+    ------
+    UserError
+        One of them is not finite.
+    """
+    require_finite(values, path)
     rounded = {key: round_number(value) if isinstance(value, float) else value for key, value in values.items()}
     write_bytes(path, (json.dumps(rounded, indent=2, allow_nan=False) + "\n").encode())
 
@@ -59,6 +102,66 @@ def write_csvs(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write tables as `write_csv` does, each under its name."""
     for name, table in tables.items():
         write_csv(folder / name, table)
+
+
+def read_csv(
+    path: Path, *, numbers: Collection[str], text: Collection[str] = (), stage: str, may_be_empty: bool = False
+) -> pd.DataFrame:
+    """Read a table that `write_csv` wrote, as `parse_csv` does."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run `dvc repro {stage}`") from None
+    return parse_csv(content, path, numbers=numbers, text=text, stage=stage, may_be_empty=may_be_empty)
+
+
+def parse_csv(
+    content: bytes,
+    path: Path,
+    *,
+    numbers: Collection[str],
+    text: Collection[str] = (),
+    stage: str,
+    may_be_empty: bool = False,
+) -> pd.DataFrame:
+    """The table in the content of a file that a stage wrote by `write_csv`.
+
+    Parameters
+    ----------
+    numbers, text
+        Columns that there must be. Those that are not `text` hold numbers, and those of `numbers` finite ones.
+
+    Raises
+    ------
+    UserError
+        It is cut off, is no such table, or has no rows.
+    """
+    remedy = f"run `dvc repro --force {stage}`"
+    try:
+        table = pd.read_csv(io.BytesIO(content))
+    except ValueError as error:  # of any kind: pandas' own, or of the encoding
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
+    if not content.endswith(b"\n"):
+        raise UserError(f"{path} is damaged, since its last line is cut off: {remedy}")
+    if missing := sorted({*numbers, *text} - set(table.columns)):
+        raise UserError(f"{path} is not what stage {stage} writes: it has no column {', '.join(missing)}; {remedy}")
+    if table.empty and not may_be_empty:
+        raise UserError(f"{path} is damaged, since it has no rows: {remedy}")
+    for column in table.columns.difference(list(text)) if len(table) else ():
+        values = table[column]
+        if not pd.api.types.is_numeric_dtype(values) or (column in numbers and not np.isfinite(values).all()):
+            raise UserError(f"{path} is damaged: not all values of {column} are numbers; {remedy}")
+    return table
+
+
+def require_finite(values: Mapping[str, Any], where: object) -> None:
+    """Raise a `UserError` where one of several results by name is no number."""
+    names = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+    if names:
+        raise UserError(
+            f"{where}: {', '.join(names)} would be {values[names[0]]}, which is no result: the model is unstable; "
+            "train it with a lower train.learning_rate or with train.precision float32"
+        )
 
 
 def round_number(value: float) -> float:

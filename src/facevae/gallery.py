@@ -13,8 +13,9 @@ from torch import Tensor
 from facevae import charts, checkpoint, figures, pictures
 from facevae.attributes import Directions, FittedDirections, load_directions, require_known
 from facevae.binarization import binarize
-from facevae.checkpoint import Header
+from facevae.checkpoint import Header, require_shape
 from facevae.errors import UserError
+from facevae.files import read_csv
 from facevae.inference import encode_all
 from facevae.layout import DIRECTIONS, EDITS, HISTORY, LATENT, LEAKAGE, MODEL, PRIORS
 from facevae.model import VAE
@@ -56,7 +57,13 @@ class Results:
 
 
 def load_results() -> Results:
-    """All of it, from where the stages write it."""
+    """All of it, from where the stages write it.
+
+    Raises
+    ------
+    UserError
+        A file is missing, damaged or not what a stage writes: the message names the stage to run again.
+    """
     model, header = checkpoint.load(MODEL)
     return Results(
         model,
@@ -64,7 +71,10 @@ def load_results() -> Results:
         load_priors(PRIORS, fingerprint=header.fingerprint),
         load_directions(DIRECTIONS, fingerprint=header.fingerprint),
         PreparedSet(),
-        *(pd.read_csv(path) for path in (HISTORY, LATENT, EDITS, LEAKAGE)),
+        read_csv(HISTORY, numbers=charts.HISTORY_COLUMNS, stage="train"),
+        read_csv(LATENT, numbers=charts.LATENT_COLUMNS, stage="evaluate"),
+        read_csv(EDITS, numbers=charts.EDIT_COLUMNS, text=("attribute", "method"), stage="evaluate", may_be_empty=True),
+        read_csv(LEAKAGE, numbers=(), text=("attribute",), stage="evaluate", may_be_empty=True),
     )
 
 
@@ -74,12 +84,14 @@ def render_all(folder: Path, results: Results, params: FiguresParams, seed: int)
     Raises
     ------
     UserError
-        `figures` names an attribute that the set does not have, or a split of fewer than two images.
+        `figures` names an attribute that the set does not have, or a split of fewer than two images or of images of
+        another shape than the model takes.
     """
     model, prepared = results.model, results.prepared
     images = binarize(prepared.images(params.split), results.header.binarization, seed)
     if len(images) < 2:
         raise UserError(f"figures.split: {params.split} has {len(images)} image(s), and the figures need two or more")
+    require_shape(images, results.header)
     directions = results.directions.by_method[results.directions.best]
     require_known("figures.attributes", params.attributes, directions)
     require_known(

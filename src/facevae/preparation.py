@@ -6,19 +6,24 @@ whole. This module imports no torch.
 
 import hashlib
 import math
+import multiprocessing
 import os
 import shutil
+import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from facevae.errors import UserError
+from facevae.files import replace_folder, write_bytes
 from facevae.images import BadImageError, fit_image
 from facevae.params import DataParams
 from facevae.prepared import ATTRIBUTES, MANIFEST, SPLITS, ArrayWriter, BadFile, Manifest, data_digest
@@ -37,7 +42,7 @@ def prepare(source: Source, params: DataParams, seed: int, target: Path) -> Mani
     ------
     UserError
         A split that must not be empty would be; or there are bad images and `data.on_bad_image` is "fail": all of
-        them are listed.
+        them are listed; or a process that decodes images was killed.
     """
     splits = assign_splits(source, params, seed)
     partial = target.with_name(f"{target.name}.partial")
@@ -45,11 +50,10 @@ def prepare(source: Source, params: DataParams, seed: int, target: Path) -> Mani
     partial.mkdir(parents=True)
     try:
         manifest = _write(source, splits, params, partial)
+        replace_folder(target, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
     return manifest
 
 
@@ -115,7 +119,7 @@ def _write(source: Source, splits: NDArray[np.str_], params: DataParams, folder:
         bad_images=[BadFile(name=source.names[position], reason=reason) for position, reason in bad_images],
         digest=data_digest(shape, [*(arrays[split].digest.hexdigest() for split in SPLITS), attributes_digest]),
     )
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_bytes(folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
     return manifest
 
 
@@ -138,7 +142,7 @@ def _write_attributes(source: Source, splits: NDArray[np.str_], path: Path) -> s
     table.insert(0, "split", splits)
     ordered = [table[table["split"] == split] for split in SPLITS]
     content = "".join(part.to_csv(header=i == 0, lineterminator="\n") for i, part in enumerate(ordered)).encode()
-    path.write_bytes(content)
+    write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -151,19 +155,35 @@ def _pool(source: Source, params: DataParams) -> Executor:
 
 def _start_process(source: Source, params: DataParams) -> None:
     global _work
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a word; the stage itself tells of the interrupt
     _work = source, params
+    Thread(target=_end_with_the_stage, daemon=True).start()
+
+
+def _end_with_the_stage() -> None:
+    """A process of the pool would wait for work for ever where the stage has been killed."""
+    stage = multiprocessing.parent_process()
+    assert stage is not None
+    stage.join()
+    os._exit(1)
 
 
 def _decode_in_order(pool: Executor, num_images: int, chunk_size: int) -> Iterator[tuple[int, Chunk]]:
     """Chunks in the order of the source, a bounded number of them under way."""
     pending: deque[tuple[int, Future[Chunk]]] = deque()
-    for start in range(0, num_images, chunk_size):
-        pending.append((start, pool.submit(_decode, start, min(start + chunk_size, num_images))))
-        if len(pending) > 2 * (os.cpu_count() or 1):
-            first, chunk = pending.popleft()
+    try:
+        for start in range(0, num_images, chunk_size):
+            pending.append((start, pool.submit(_decode, start, min(start + chunk_size, num_images))))
+            if len(pending) > 2 * (os.cpu_count() or 1):
+                first, chunk = pending.popleft()
+                yield first, chunk.result()
+        for first, chunk in pending:
             yield first, chunk.result()
-    for first, chunk in pending:
-        yield first, chunk.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that reads images was killed, most likely since memory ran out: close other programs, or make "
+            "the images smaller, and run this again"
+        ) from error
 
 
 def _decode(start: int, stop: int) -> Chunk:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from facevae.errors import UserError
+from facevae.files import naming
 from facevae.layout import PREPARED
 
 MANIFEST = "manifest.json"
@@ -151,6 +152,7 @@ class ArrayWriter:
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.length = 0
         self.digest = hashlib.sha256()
+        self._path = path
         self._shape = shape
         self._file = path.open("wb")
         self._header_size = self._write_header()
@@ -159,7 +161,8 @@ class ArrayWriter:
         """Add images of shape (N, *shape)."""
         content = np.ascontiguousarray(images).tobytes()
         self.digest.update(content)
-        self._file.write(content)
+        with naming(self._path):
+            self._file.write(content)
         self.length += len(images)
 
     def _write_header(self) -> int:
@@ -174,7 +177,7 @@ class ArrayWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._file:
+        with naming(self._path), self._file:
             if self._write_header() != self._header_size:
                 raise RuntimeError("the header of a .npy file changed its size as the array grew")
             self._file.flush()

@@ -6,6 +6,7 @@ training ever finds it. A file that is not whole is removed with a warning, and 
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -55,14 +56,19 @@ class ResumeFile:
         """Keep this in place of what was saved before; a disk that is full costs a warning, not the training."""
         try:
             write_tensors(self.path, progress.tensors, Header(rows=progress.rows))
-            self._remove_oldest()
+            with suppress(FileNotFoundError):  # another training may have removed its own
+                self._remove_oldest()
         except OSError as error:
-            logger.warning("%s cannot be written (%s): were training stopped now, more would be lost", self.path, error)
+            message = "%s cannot be written (%s): were training stopped now, more would be lost"
+            logger.warning(message, self.path, error.strerror)
 
     def remove(self) -> None:
-        """Forget the training: it has ended, and its results are on disk."""
+        """Forget the training: it has ended, and its results are on disk; a file that stays costs a warning."""
         for path in (self.path, partial_path(self.path)):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("%s cannot be removed (%s): it is of no use any more", path, error.strerror)
 
     def _remove_oldest(self) -> None:
         files = sorted(self.path.parent.iterdir(), key=lambda path: path.stat().st_mtime)

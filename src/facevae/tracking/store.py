@@ -72,7 +72,8 @@ def connect() -> "MlflowClient":
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # what it retries in vain is told once, by us
+    for name in ("urllib3.connectionpool", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they try in vain is told once, by us
     mlflow.set_tracking_uri(tracking_uri())
     with chdir(project_root()):  # a new store notes the working directory, which may be a copy that DVC deletes
         return mlflow.MlflowClient()

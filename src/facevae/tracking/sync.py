@@ -9,7 +9,7 @@ from facevae.errors import UserError
 from facevae.tracking import store
 from facevae.tracking.files import open_files
 from facevae.tracking.origin import COMMIT_TAG, commit_tags, experiment_names, work_tree_tags
-from facevae.tracking.outputs import read_outputs
+from facevae.tracking.outputs import Outputs, read_outputs
 from facevae.tracking.record import Record
 from facevae.tracking.repository import Commit, Repository
 from facevae.tracking.state import State
@@ -22,9 +22,10 @@ Report = Callable[[str], None]  # takes one line
 
 @dataclass
 class Held:
-    """A complete state, and the commits that hold it, the newest last; none where the work tree alone does."""
+    """A complete state, its outputs, and the commits that hold it, the newest last; none where the work tree does."""
 
     state: State
+    outputs: Outputs
     commits: list[Commit]
 
 
@@ -58,12 +59,13 @@ def find_states(root: Path, commits: Iterable[Commit | None], report: Report) ->
             problems = [
                 f"{name} ({', '.join(parts)})" for name in state.stages if (parts := [*state.differences(name)])
             ]
+            outputs = read_outputs(state, [] if problems else state.stages)
         except UserError as error:
             problems = [str(error)]
         if problems:
             report(f"left out  {commit.label if commit else 'the work tree'}: to be reproduced: {'; '.join(problems)}")
             continue
-        entry = held.setdefault(key, Held(state, []))
+        entry = held.setdefault(key, Held(state, outputs, []))
         entry.commits.extend([commit] if commit else [])
     return list(held.values())
 
@@ -98,7 +100,7 @@ def _reconcile_run(client: "MlflowClient", held: Held, repository: Repository) -
         record.set_name(names[-1])
     if commits or COMMIT_TAG not in recorded:
         record.set_tags(tags)
-    record.log_outputs(read_outputs(state, state.stages))
+    record.log_outputs(held.outputs)
     record.set_status("FINISHED", made_at if is_new else None)
     if not record.changes:
         return ""

@@ -1,0 +1,402 @@
+"""What a stage does when the disk is full, a folder read-only, memory short, or what it reads damaged.
+
+Each fault ends in one line that names the file or the parameter, with status 1; nothing half-written is left, and what
+was there before is as it was.
+"""
+
+import errno
+import os
+import resource
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import ROOT, disc_images, small_params, small_tree
+
+from facevae import checkpoint, flow, tracking
+from facevae.classifier import train_classifier
+from facevae.errors import UserError, reported_errors
+from facevae.files import parse_csv, replace_folder, write_bytes, write_json
+from facevae.layout import HISTORY, MODEL
+from facevae.tensor_file import read_tensors, write_tensors
+
+STAGES = ("prepare", "classifier", "train", "evaluate", "figures")
+ENOUGH = 600  # bytes: for tables and for nothing else
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Stages run there without MLflow, which takes seconds to import; test_tracking.py has its faults."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(tracking, "open_run", lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None)))
+        patch.setattr(flow, "NUM_STEPS", 1)
+        patch.delenv("DVC_ROOT", raising=False)
+        yield
+
+
+def run_stage(name: str) -> None:
+    runpy.run_path(f"stages/{name}.py", run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all stages but the figures have been run on a tiny set, without DVC."""
+    folder = tmp_path_factory.mktemp("made")
+    tree = small_tree(data__num_images=20, data__image_size=16, evaluate__num_bootstraps=2)
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    for name in ("src", "stages"):
+        (folder / name).symlink_to(ROOT / name)
+    with working_in(folder):
+        for name in STAGES[:-1]:
+            run_stage(name)
+    return folder
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it, which is the working directory."""
+    folder = shutil.copytree(made, tmp_path / "project", symlinks=True)
+    with working_in(folder):
+        yield folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and "src" not in path.parts}
+
+
+def failure_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line in which a stage ends."""
+    with pytest.raises(SystemExit) as ended:
+        run_stage(name)
+    lines = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1, lines
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@contextmanager
+def full_disk(num_bytes: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes: the system itself refuses, to root too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("stage", "num_bytes", "path"),
+    [
+        ("prepare", 100, "data/prepared.partial/train.npy"),
+        ("prepare", 2000, "data/prepared.partial/train.npy"),
+        ("classifier", 2000, "models/classifier.safetensors"),
+        ("train", 0, "models/vae.safetensors"),
+        ("evaluate", 0, "models/priors.safetensors"),
+        ("figures", 0, "plots/losses.png"),
+    ],
+)
+def test_a_full_disk_is_told_by_the_file(
+    project: Path, stage: str, num_bytes: int, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(project)
+    with full_disk(num_bytes):
+        line = failure_of(stage, capsys)
+    assert line == f"error: {path}: File too large: free space there, or raise the quota or limit, and run this again"
+    assert contents(project) == before
+
+
+def test_a_training_whose_results_find_no_space_goes_on_where_it_was(
+    project: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = contents(project)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "write_tensors", refuse(errno.ENOSPC))
+        assert "models/vae.safetensors: No space left on device: free space there" in failure_of("train", capsys)
+    run_stage("train")
+    assert "training goes on after epoch 2" in caplog.text
+    assert contents(project) == before
+
+
+def refuse(number: int) -> Callable[..., None]:
+    def fail(path: Path, *_: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "free space there"),
+        (errno.EDQUOT, "or raise the quota"),
+        (errno.EROFS, "see that this user may read and write there"),
+        (errno.EACCES, "see that this user may read and write there"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_the_way_out(
+    project: Path, number: int, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(project)
+    system = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if MODEL.name in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(number, os.strerror(number))  # of an open file, whose name the system does not tell
+        system(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    line = failure_of("train", capsys)
+    assert line.startswith(f"error: models/vae.safetensors: {os.strerror(number)}")
+    assert advice in line
+    left = contents(project)
+    assert [path for path in left if path not in before and ".facevae" not in path] == []
+    assert {path: left[path] for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "obstacle", "named"),
+    [("prepare", "data", "data"), ("classifier", "models", "models"), ("train", "plots", "plots")],
+)
+def test_a_file_in_the_place_of_a_folder_is_told(
+    project: Path, stage: str, obstacle: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = project / obstacle
+    (project / "data/prepared").rename(project / "prepared")
+    shutil.rmtree(moved)
+    if obstacle != "data":
+        (project / "prepared").rename(project / "data/prepared")
+    moved.write_text("in the way")
+    assert failure_of(stage, capsys).startswith(f"error: {named}")
+    assert moved.read_text() == "in the way"
+
+
+def emptied(_content: bytes) -> bytes:
+    return b""
+
+
+def cut(content: bytes) -> bytes:
+    return content[:-5]
+
+
+def flip_a_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def foreign(_content: bytes) -> bytes:
+    return b"this is no file of ours\n"
+
+
+@pytest.mark.parametrize("damage", [emptied, cut, flip_a_bit, foreign])
+@pytest.mark.parametrize(
+    ("stage", "path"),
+    [
+        ("classifier", "data/prepared/train.npy"),
+        ("train", "data/prepared/attributes.csv"),
+        ("train", "data/prepared/manifest.json"),
+        ("evaluate", "models/vae.safetensors"),
+        ("evaluate", "models/classifier.safetensors"),
+        ("figures", "models/priors.safetensors"),
+        ("figures", "models/directions.safetensors"),
+    ],
+)
+def test_what_a_stage_reads_and_finds_damaged_is_told(
+    project: Path, stage: str, path: str, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / path).write_bytes(damage((project / path).read_bytes()))
+    before = contents(project)
+    with pytest.raises(SystemExit):
+        run_stage(stage)
+    message = capsys.readouterr().err
+    assert message.startswith((f"error: {path}", "error: data/prepared is damaged"))
+    assert "Traceback" not in message
+    assert contents(project) == before
+
+
+def other_column(content: bytes) -> bytes:
+    return content.replace(b"epoch", b"step").replace(b"rank", b"place").replace(b"attribute", b"name", 1)
+
+
+def words_for_numbers(content: bytes) -> bytes:
+    header, _, rows = content.partition(b"\n")
+    return header + b"\n" + b",".join([b"many"] * (header.count(b",") + 1)) + b"\n" + rows
+
+
+def no_text(_content: bytes) -> bytes:
+    return b"epoch,rank\n\xff\xfe,1\n"
+
+
+@pytest.mark.parametrize("damage", [emptied, cut, foreign, other_column, words_for_numbers, no_text])
+@pytest.mark.parametrize(
+    ("name", "stage"), [("history", "train"), ("latent", "evaluate"), ("edits", "evaluate"), ("leakage", "evaluate")]
+)
+def test_a_damaged_table_is_told_with_the_stage_that_makes_it(
+    project: Path, name: str, stage: str, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = project / f"plots/{name}.csv"
+    path.write_bytes(damage(path.read_bytes()))
+    line = failure_of("figures", capsys)
+    assert line.startswith(f"error: plots/{name}.csv is ")
+    assert line.endswith(f"run `dvc repro --force {stage}`")
+
+
+def test_a_missing_table_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / HISTORY).unlink()
+    assert failure_of("figures", capsys) == "error: plots/history.csv is missing: run `dvc repro train`"
+
+
+@pytest.mark.parametrize(("rows", "problem"), [(b"", "has no rows"), (b"1,nan\n", "not all values of loss")])
+def test_a_table_without_finite_numbers_is_no_history(rows: bytes, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        parse_csv(b"epoch,loss\n" + rows, HISTORY, numbers=("epoch", "loss"), stage="train")
+
+
+def change_model(project: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the weights of the trained model, in a file that is whole."""
+    tensors, header = read_tensors(project / MODEL, checkpoint.Header, remedy="")
+    change(tensors)
+    write_tensors(project / MODEL, tensors, header)
+
+
+def break_a_weight(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["encoder.mean.weight"][0, 0] = float("nan")
+
+
+def explode(tensors: dict[str, torch.Tensor]) -> None:
+    for weight in tensors.values():
+        weight.mul_(1e30)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (break_a_weight, "models/vae.safetensors is of a training that exploded: encoder.mean.weight is not finite"),
+        (explode, "the train split: the mean of the posteriors would be "),
+    ],
+)
+def test_a_model_that_exploded_is_not_evaluated(
+    project: Path,
+    change: Callable[[dict[str, torch.Tensor]], None],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change_model(project, change)
+    before = contents(project)
+    line = failure_of("evaluate", capsys)
+    assert line.startswith(f"error: {message}")
+    assert "a lower train.learning_rate" in line
+    assert contents(project) == before
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "figures"])
+def test_a_model_of_other_images_is_refused(project: Path, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("image_size: 16", "image_size: 8"))
+    run_stage("prepare")
+    run_stage("classifier")
+    capsys.readouterr()
+    line = failure_of(stage, capsys)
+    assert "the model was trained on images of shape (16, 16, 3), and the prepared ones have (8, 8, 3)" in line
+
+
+def test_a_classifier_that_explodes_is_told() -> None:
+    params = small_params(classifier__learning_rate=1e30).classifier
+    attributes = pd.DataFrame({"Odd": [0, 1] * 20})
+    with pytest.raises(UserError, match="lower classifier.learning_rate"):
+        train_classifier(disc_images(40), attributes, params, "float32", torch.device("cpu"), seed=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_that_is_no_number_is_not_written(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "train.json"
+    write_json(path, {"best_epoch": 1})
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=f"train.json: best_train_loss would be {value}"):
+        write_json(path, {"best_epoch": 2, "best_train_loss": value})
+    assert path.read_bytes() == before
+
+
+def test_memory_that_is_too_small_for_the_batch_is_told_with_what_to_lower(project: Path) -> None:
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("- 8\n  - 16", "- 4000\n  - 4000"))
+    script = """
+import resource, runpy
+from contextlib import nullcontext
+from types import SimpleNamespace
+from facevae import tracking
+tracking.open_run = lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None))
+import facevae.training
+num_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 2**27
+resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
+runpy.run_path("stages/train.py", run_name="__main__")
+"""
+    before = contents(project)
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": "src"}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 1
+    assert line.startswith("error: memory ran out (")
+    assert line.endswith("lower train.batch_size, model.channels or data.image_size")
+    assert contents(project) == before
+
+
+def status_and_output(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, list[str]]:
+    with pytest.raises(SystemExit) as ended, reported_errors("lower something"):
+        raise error
+    return ended.value.code, capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_every_lack_of_memory_is_known(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    status, lines = status_and_output(error, capsys)
+    assert (status, len(lines)) == (1, 1)
+    assert lines[0].startswith("error: memory ran out (")
+    assert lines[0].endswith("lower something")
+
+
+def test_an_interrupt_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_and_output(KeyboardInterrupt(), capsys) == (130, ["interrupted"])
+
+
+@pytest.mark.parametrize("error", [ValueError("oops"), OSError(errno.EBADF, "Bad file descriptor")])
+def test_a_defect_keeps_its_traceback_and_says_what_to_do(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    status, lines = status_and_output(error, capsys)
+    assert status == 1
+    assert lines[0].startswith("Traceback")
+    assert str(error) in lines[-2]
+    assert lines[-1].startswith("error: this is a defect of facevae")
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
+    target, new = tmp_path / "prepared", tmp_path / "prepared.partial"
+    write_bytes(target / "manifest.json", b"former")
+    with pytest.raises(FileNotFoundError):
+        replace_folder(target, new)
+    assert contents(tmp_path) == {str(target / "manifest.json"): b"former"}
+    write_bytes(tmp_path / "prepared.old" / "manifest.json", b"left by a kill")
+    write_bytes(new / "manifest.json", b"new")
+    replace_folder(target, new)
+    assert contents(tmp_path) == {str(target / "manifest.json"): b"new"}

@@ -17,6 +17,7 @@ PIPELINE = Path("dvc.yaml")
 TRAINING = (  # what training.py imports, and itself: the modules that the weights depend on
     "__init__.py",
     "binarization.py",
+    "consistency.py",
     "errors.py",
     "files.py",
     "hardware.py",

@@ -1,0 +1,101 @@
+"""Which values of params.yaml are at odds with each other, each being allowed by itself."""
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the schema calls this module
+    from facevae.params import DataParams, ModelParams, Params, TrainParams
+
+MAX_WEIGHTS = 2**31  # of an encoder: 8 GiB, and four times that with Adam's moments and the gradient
+
+
+def find_problems(params: "Params") -> list[str]:
+    """One line for each, with the key, the value and what to do."""
+    return [
+        *_geometry_problems(params.data, params.model),
+        *_data_problems(params.data),
+        *_likelihood_problems(params.train),
+        *_use_problems(params),
+    ]
+
+
+def _geometry_problems(data: "DataParams", model: "ModelParams") -> Iterator[str]:
+    if len(model.channels) != len(model.strides):
+        yield (
+            f"model.strides: {list(model.strides)} has {len(model.strides)} values and model.channels "
+            f"{list(model.channels)} has {len(model.channels)}: give one stride for each convolution"
+        )
+    total_stride = math.prod(model.strides)
+    if data.image_size % total_stride:
+        yield (
+            f"data.image_size: {data.image_size} is not divisible by {total_stride}, the product of "
+            f"model.strides {list(model.strides)}: change one of them"
+        )
+    if 1 in model.strides and model.kernel_size % 2 == 0:
+        yield f"model.kernel_size: {model.kernel_size} is even, and a stride of 1 needs an odd kernel to keep the size"
+    if model.kernel_size < max(model.strides):
+        yield (
+            f"model.kernel_size: {model.kernel_size} is smaller than the stride {max(model.strides)}, "
+            "which would skip pixels: raise it"
+        )
+    if (num_weights := _num_encoder_weights(data, model)) > MAX_WEIGHTS:
+        yield (
+            f"model.channels: {list(model.channels)} with model.kernel_size {model.kernel_size}, "
+            f"model.residual_blocks {model.residual_blocks} and model.latent_dim {model.latent_dim} give an encoder of "
+            f"{num_weights:,} weights; more than {MAX_WEIGHTS:,} are refused: lower some of them"
+        )
+
+
+def _num_encoder_weights(data: "DataParams", model: "ModelParams") -> int:
+    """Of its convolutions, its residual blocks and the two linear layers to the latent; biases are too few to count."""
+    widths = (data.channels, *model.channels)
+    convolutions = model.kernel_size**2 * sum(before * after for before, after in pairwise(widths))
+    residual = model.residual_blocks * 2 * 3**2 * widths[-1] ** 2
+    num_features = widths[-1] * (data.image_size // math.prod(model.strides)) ** 2
+    return convolutions + residual + 2 * num_features * model.latent_dim
+
+
+def _data_problems(data: "DataParams") -> Iterator[str]:
+    if data.source == "avatars" and data.num_images is None:
+        yield "data.num_images: null, but avatars are drawn on demand: say how many"
+    if data.source == "avatars" and data.crop is not None:
+        yield f"data.crop: {data.crop}, but avatars are drawn at data.image_size: set it to null"
+    if data.split == "official" and data.source != "celeba":
+        yield f"data.split: 'official', but only celeba has a partition of its own, not {data.source}: use random"
+    if data.split == "random" and data.validation_fraction + data.test_fraction >= 1:
+        yield (
+            f"data.validation_fraction: {data.validation_fraction} and data.test_fraction {data.test_fraction} "
+            "leave nothing to train on: their sum must be below 1"
+        )
+
+
+def _likelihood_problems(train: "TrainParams") -> Iterator[str]:
+    if train.likelihood == "bernoulli" and train.binarization == "none":
+        yield (
+            "train.binarization: 'none', but train.likelihood 'bernoulli' is for black and white: choose per_epoch, "
+            "fixed or threshold"
+        )
+    if train.likelihood != "bernoulli" and train.binarization != "none":
+        yield (
+            f"train.binarization: {train.binarization!r}, but train.likelihood {train.likelihood!r} is for all "
+            "intensities: use none, or bernoulli"
+        )
+
+
+def _use_problems(params: "Params") -> Iterator[str]:
+    for name, split in (("evaluate", params.evaluate.split), ("figures", params.figures.split)):
+        if split == "test" and params.data.split == "random" and params.data.test_fraction == 0:
+            yield f"{name}.split: 'test', but data.test_fraction is 0: use validation, or set images aside for the test"
+    for key in ("evaluate.attributes", "evaluate.strengths", "figures.attributes", "figures.latent_map_attributes"):
+        section, name = key.split(".")
+        values = getattr(getattr(params, section), name)
+        if len(set(values)) < len(values):
+            yield f"{key}: {list(values)} has a value twice: leave one out"
+    strengths = params.figures.strengths
+    if len(strengths) % 2 == 0 or strengths[len(strengths) // 2] != 0 or list(strengths) != sorted(set(strengths)):
+        yield (
+            f"figures.strengths: {list(strengths)} must rise from negative to positive with 0 in the middle, "
+            "e.g. [-1.5, 0, 1.5]"
+        )

@@ -29,7 +29,7 @@ quality: $(INSTALLED)
 	python benchmarks/quality.py $(IMAGES) .facevae/quality
 
 test: $(INSTALLED)
-	pytest --numprocesses auto --dist loadfile
+	pytest --numprocesses auto --dist loadgroup
 
 # An hour and more: forced runs in other surroundings, kills of a small pipeline, kills of the demo's training.
 chaos: $(INSTALLED)

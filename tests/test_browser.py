@@ -23,9 +23,12 @@ ARGUMENTS = [
 ]
 TIMEOUT_MILLISECONDS = 60_000  # for each step, on a busy machine
 
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="needs a browser: neither chromium, chromium-browser nor google-chrome is installed"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        BROWSER is None, reason="needs a browser: neither chromium, chromium-browser nor google-chrome is installed"
+    ),
+    pytest.mark.xdist_group("experiments"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -291,7 +291,7 @@ def test_a_damaged_prepared_set_is_not_read(tmp_path: Path, damage: Callable[[Pa
 def test_missing_attributes_are_noticed(tmp_path: Path) -> None:
     prepare(disc_source(), data_params(), seed=1, target=tmp_path / "prepared")
     (tmp_path / "prepared" / "attributes.csv").unlink()
-    with pytest.raises(UserError, match="prepared is damaged"):
+    with pytest.raises(UserError, match="attributes.csv cannot be read"):
         PreparedSet(tmp_path / "prepared").verified()
 
 

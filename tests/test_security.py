@@ -310,7 +310,8 @@ def test_a_store_that_fails_tells_no_secret(
 @pytest.fixture
 def ui(project: Path, tmp_path: Path) -> Iterator[tuple[psutil.Process, int]]:
     """The server that `make ui` starts, on another port, and that port."""
-    recipe = subprocess.run(["make", "--dry-run", "ui"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    make = ["make", "--dry-run", "--no-print-directory", "ui"]
+    recipe = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     command = re.sub(r"--port \d+", f"--port {(port := free_port())}", recipe.splitlines()[-1])
     assert str(port) in command
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # MLflow and what it stands on warn of each other
     pytest.mark.usefixtures("pipeline"),
+    pytest.mark.xdist_group("tracking"),
 ]
 
 EPOCHS = [{"epoch": epoch, "train_loss": 3.0 / epoch, "validation_loss": 4.0 / epoch} for epoch in (1.0, 2.0, 3.0)]

@@ -123,7 +123,7 @@ class PreparedSet:
     def _table(self) -> pd.DataFrame:
         path = self.folder / ATTRIBUTES
         try:
-            table = pd.read_csv(path, index_col="name", dtype={"name": str})
+            table = pd.read_csv(path, dtype={"name": str}).set_index("name")
             is_known = table.drop(columns="split").isin((0, 1))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} cannot be read ({error}): run `dvc repro --force prepare`") from error

@@ -162,10 +162,9 @@ def _start_process(source: Source, params: DataParams) -> None:
 
 def _end_with_the_stage() -> None:
     """A process of the pool would wait for work for ever where the stage has been killed."""
-    stage = multiprocessing.parent_process()
-    assert stage is not None
-    stage.join()
-    os._exit(1)
+    if stage := multiprocessing.parent_process():
+        stage.join()
+        os._exit(1)
 
 
 def _decode_in_order(pool: Executor, num_images: int, chunk_size: int) -> Iterator[tuple[int, Chunk]]:

@@ -95,7 +95,8 @@ class Trial:
         """End the benchmark where a result differs, or anything is left over, after a run that ended well."""
         found = self.results()
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        left = [*self.folder.rglob("*.partial"), *(self.folder / ".facevae" / "resume").glob("*")]
+        patterns = ("**/*.partial", "data/prepared.old", ".facevae/resume/*")
+        left = [path for pattern in patterns for path in self.folder.glob(pattern)]
         statuses = self._run_statuses()
         if wrong or left or "RUNNING" in statuses:
             said = self.log.read_text(errors="replace")

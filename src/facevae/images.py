@@ -12,8 +12,6 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would hand PostScript to a program
-
-
 MAX_FILE_BYTES = 2**28  # some decoders hold the whole file; the most pixels that are taken have fewer bytes
 
 

@@ -41,12 +41,12 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="all by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--as-committed", action="store_true", help="with the committed params instead of small ones")
-    parser.add_argument("--stage", help="kill while this stage runs only")
+    parser.add_argument("--stage", help="run up to this stage, and kill while it runs only")
     parser.add_argument("--within", type=float, help="seconds until a kill, at most; the default is half a run")
     arguments = parser.parse_args()
     if POWER_CUT in arguments.ways and not shutil.which("strace"):
         sys.exit(f"{POWER_CUT} needs strace: install it, or name other --ways")
-    trial = Trial(arguments.folder, small=not arguments.as_committed)
+    trial = Trial(arguments.folder, small=not arguments.as_committed, target=arguments.stage)
     start = time.monotonic()
     trial.finish()
     within = arguments.within or (time.monotonic() - start) / 2

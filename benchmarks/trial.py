@@ -25,7 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 class Trial:
-    """A clone with small params, or those that are committed.
+    """A clone with small params, or those that are committed, which runs up to the stage `target`, or everything.
 
     Attributes
     ----------
@@ -35,8 +35,9 @@ class Trial:
         What the last command has said.
     """
 
-    def __init__(self, folder: Path, *, small: bool) -> None:
+    def __init__(self, folder: Path, *, small: bool, target: str | None = None) -> None:
         self.folder = folder.resolve()
+        self._targets = [target] if target else []
         if folder.exists():
             sys.exit(f"{folder} is there already: name a folder that is not")
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
@@ -57,7 +58,7 @@ class Trial:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         own = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "PYTHON"))}
         variables = {**own, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})}
-        command = [*prefix, str(Path(sys.executable).with_name("dvc")), "repro", "--no-run-cache"]
+        command = [*prefix, str(Path(sys.executable).with_name("dvc")), "repro", "--no-run-cache", *self._targets]
         with self.log.open("wb") as log:
             return subprocess.Popen(
                 command, cwd=self.folder, env=variables, stdout=log, stderr=log, start_new_session=True

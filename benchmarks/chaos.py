@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 from power_cut import PowerCut
-from trial import Trial
+from trial import SMALL, Trial
 
 POWER_CUT = "power cut"
 WAYS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT, POWER_CUT: signal.SIGKILL}
@@ -46,7 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if POWER_CUT in arguments.ways and not shutil.which("strace"):
         sys.exit(f"{POWER_CUT} needs strace: install it, or name other --ways")
-    trial = Trial(arguments.folder, small=not arguments.as_committed, target=arguments.stage)
+    trial = Trial(arguments.folder, {} if arguments.as_committed else SMALL, arguments.stage)
     start = time.monotonic()
     trial.finish()
     within = arguments.within or (time.monotonic() - start) / 2

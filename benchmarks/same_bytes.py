@@ -14,7 +14,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trial import Trial
+from trial import SMALL, Trial
+
+TWO_THREADS = {**SMALL, "train": {**SMALL["train"], "num_threads": 2}}  # also where one processor is free
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--as-committed", action="store_true", help="with the committed params instead of small ones")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    trial = Trial(arguments.folder / "clone", small=not arguments.as_committed)
+    trial = Trial(arguments.folder / "clone", {} if arguments.as_committed else TWO_THREADS)
     expected: dict[str, str] = {}
     for number in range(arguments.runs):
         name, surroundings = list(VARIED.items())[number % len(VARIED)]

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 class Trial:
-    """A clone with small params, or those that are committed, which runs up to the stage `target`, or everything.
+    """A clone with `changes` of the committed params, by section, which runs up to the stage `target`, or everything.
 
     Attributes
     ----------
@@ -35,17 +36,17 @@ class Trial:
         What the last command has said.
     """
 
-    def __init__(self, folder: Path, *, small: bool, target: str | None = None) -> None:
+    def __init__(self, folder: Path, changes: Mapping[str, Mapping[str, Any]], target: str | None = None) -> None:
         self.folder = folder.resolve()
         self._targets = [target] if target else []
         if folder.exists():
             sys.exit(f"{folder} is there already: name a folder that is not")
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-        if small:
-            path = folder / "params.yaml"
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-            for section, values in SMALL.items():
-                tree[section].update(values)
+        path = self.folder / "params.yaml"
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for section, values in changes.items():
+            tree[section].update(values)
+        if changes:
             path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
         self.log = self.folder / ".facevae" / "trial.log"
         self.log.parent.mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 from power_cut import PowerCut
-from trial import SMALL, Trial
+from trial import COMMITTED, SMALL, Trial
 
 POWER_CUT = "power cut"
 WAYS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT, POWER_CUT: signal.SIGKILL}
@@ -40,17 +40,27 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="all by default")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--as-committed", action="store_true", help="with the committed params instead of small ones")
+    parser.add_argument(
+        "--as-committed",
+        action="store_true",
+        help="with the committed params, to the committed results, which this machine has made",
+    )
     parser.add_argument("--stage", help="run up to this stage, and kill while it runs only")
-    parser.add_argument("--within", type=float, help="seconds until a kill, at most; the default is half a run")
+    parser.add_argument(
+        "--within", type=float, help="seconds until a kill, at most; the default is half an undisturbed run"
+    )
     arguments = parser.parse_args()
+    if arguments.as_committed and arguments.within is None:
+        parser.error("--as-committed runs nothing undisturbed, and so needs --within")
     if POWER_CUT in arguments.ways and not shutil.which("strace"):
         sys.exit(f"{POWER_CUT} needs strace: install it, or name other --ways")
     trial = Trial(arguments.folder, {} if arguments.as_committed else SMALL, arguments.stage)
     start = time.monotonic()
-    trial.finish()
+    if not arguments.as_committed:
+        trial.finish()
     within = arguments.within or (time.monotonic() - start) / 2
-    expected = trial.results()
+    compared = COMMITTED if arguments.as_committed else ()
+    expected = trial.results(*compared)
     chance = random.Random(arguments.seed)
     kills: list[Kill] = []
     num_whole = 0
@@ -62,10 +72,10 @@ def main() -> None:
             print(f"{len(kills)}: {kill}", flush=True)
         else:
             num_whole += 1
-            trial.check(expected)
+            trial.check(expected, *compared)
             trial.start_over()
     trial.finish()
-    trial.check(expected)
+    trial.check(expected, *compared)
     report(kills, num_whole + 1)
 
 

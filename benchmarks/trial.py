@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ("metrics", "plots", "models", "data/prepared")
-LOCK = "dvc.lock"
+COMMITTED = ("metrics", "plots", "dvc.lock")
+HELD_BY_DVC = ("models", "data/prepared")  # whose digests are in dvc.lock
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"num_images": 200, "image_size": 16},
     "model": {"channels": [8, 16], "strides": [2, 2], "latent_dim": 4},
@@ -72,9 +72,9 @@ class Trial:
 
     def start_over(self) -> None:
         """Take away all that the pipeline has made, but for MLflow's runs."""
-        for name in (*RESULTS, ".dvc/cache", ".dvc/tmp"):
+        for name in (*COMMITTED, *HELD_BY_DVC, ".dvc/cache", ".dvc/tmp"):
             subprocess.run(["rm", "-rf", name], cwd=self.folder, check=True)
-        subprocess.run(["git", "checkout", "--quiet", "--", *RESULTS[:3], LOCK], cwd=self.folder, check=True)
+        subprocess.run(["git", "checkout", "--quiet", "--", *COMMITTED, "models"], cwd=self.folder, check=True)
 
     def move(self, folder: Path) -> None:
         """Put the clone elsewhere, where nothing is yet; MLflow's store is made anew, since it knows where it lay."""
@@ -84,18 +84,19 @@ class Trial:
             self.log = folder.resolve() / self.log.relative_to(self.folder)
             self.folder = self.folder.rename(folder.resolve())
 
-    def results(self) -> dict[str, str]:
-        """The digest of every file that the pipeline makes, by its path."""
-        paths = [self.folder / LOCK, *(path for name in RESULTS for path in (self.folder / name).rglob("*"))]
+    def results(self, *names: str) -> dict[str, str]:
+        """The digest of every file under these names, or of all that the pipeline makes, by its path."""
+        named = [self.folder / name for name in names or (*COMMITTED, *HELD_BY_DVC)]
+        paths = [path for start in named for path in ([start] if start.is_file() else start.rglob("*"))]
         return {
             str(path.relative_to(self.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in paths
             if path.is_file()
         }
 
-    def check(self, expected: dict[str, str]) -> None:
+    def check(self, expected: dict[str, str], *names: str) -> None:
         """End the benchmark where a result differs, or anything is left over, after a run that ended well."""
-        found = self.results()
+        found = self.results(*names)
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         patterns = ("**/*.partial", "data/prepared.old", ".facevae/resume/*")
         left = [path for pattern in patterns for path in self.folder.glob(pattern)]

@@ -24,10 +24,7 @@ from facevae.tracking.where import where
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # MLflow and what it stands on warn of each other
-    pytest.mark.xdist_group("experiments"),  # one process runs them, for all that build on them
-]
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow and what it stands on warn of each other
 
 FIGURES = sorted(gallery.FIGURES)
 NOTHING = "nothing to do"

@@ -1,6 +1,9 @@
+import subprocess
+import sys
+
 import pytest
 import torch
-from conftest import small_params
+from conftest import ROOT, small_params
 
 from facevae.errors import UserError
 from facevae.hardware import set_up_device, uses_bfloat16
@@ -13,6 +16,21 @@ def test_the_number_of_threads_is_that_of_the_params() -> None:
     assert torch.get_num_threads() == 2
     set_up_device(small_params(train__num_threads=1).train)
     assert torch.get_num_threads() == 1
+
+
+def test_setting_up_does_not_import_the_compiler() -> None:
+    script = "\n".join(
+        [
+            "import sys",
+            "from pathlib import Path",
+            "from facevae.hardware import set_up_device",
+            "from facevae.params import load_params",
+            f"set_up_device(load_params(Path({str(ROOT / 'params.yaml')!r})).train)",
+            "print([name for name in ('torch._dynamo', 'torch._inductor', 'torchvision') if name in sys.modules])",
+        ]
+    )
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
 
 
 def test_what_would_not_give_the_same_bits_twice_is_refused() -> None:

@@ -22,7 +22,7 @@ def set_up_device(params: TrainParams) -> torch.device:
         raise UserError("train.device: 'cuda', but torch finds no CUDA device: use auto or cpu")
     torch.set_num_threads(params.num_threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else its products depend on what ran before
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # as use_deterministic_algorithms, which imports torch's compiler
     # nothing here reads memory that it has not written
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32

@@ -218,26 +218,20 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that is made by the first process of the tests that needs it, for all of them."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.with_suffix(".done").exists():
-            make(folder)
-            folder.with_suffix(".done").touch()
-    return folder
-
-
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone whose pipeline has been run, and whose results are committed."""
+    """A clone whose pipeline has been run, and whose results are committed.
 
-    def make(folder: Path) -> None:
-        dvc(clone(folder), "repro")
-        commit_all(folder, "Results")
-
-    return made_once(tmp_path_factory, "project", make)
+    It is made by the first process of the tests that needs it, for all of them.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "project"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.with_suffix(".done").exists():
+            dvc(clone(folder), "repro")
+            commit_all(folder, "Results")
+            folder.with_suffix(".done").touch()
+    return folder
 
 
 @pytest.fixture
@@ -248,24 +242,25 @@ def copy(project: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def experiments(project: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    """A clone with a new MLflow store, in which DVC's queue has run experiments beta-1, beta-2, ..., two at a time."""
+    """A clone with a new MLflow store, in which DVC's queue has run experiments beta-1, beta-2, ..., two at a time.
+
+    Tests that use it are of one group, "experiments", and so in one process.
+    """
     number = pytestconfig.getoption("--num-experiments")
-
-    def make(folder: Path) -> None:
-        shutil.copytree(project, folder, ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts"))
-        for i in range(1, number + 1):
-            dvc(folder, "exp", "run", "--queue", "--name", f"beta-{i}", "--set-param", f"train.beta={i}.5")
-        dvc(folder, "queue", "start", "--jobs", "2")
-        deadline = time.monotonic() + 240 * number
-        while "Running" in (status := dvc(folder, "queue", "status")) or "Queued" in status:
-            assert time.monotonic() < deadline, status
-            time.sleep(2)
-        assert status.count("Success") == number, status
-        for process in psutil.process_iter(["cwd"]):  # an idle worker does not always end by itself
-            if str(process.info["cwd"]).startswith(str(folder)):
-                process.kill()
-
-    return made_once(tmp_path_factory, "experiments", make)
+    folder = tmp_path_factory.mktemp("experiments") / "clone"
+    shutil.copytree(project, folder, ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts"))
+    for i in range(1, number + 1):
+        dvc(folder, "exp", "run", "--queue", "--name", f"beta-{i}", "--set-param", f"train.beta={i}.5")
+    dvc(folder, "queue", "start", "--jobs", "2")
+    deadline = time.monotonic() + 240 * number
+    while "Running" in (status := dvc(folder, "queue", "status")) or "Queued" in status:
+        assert time.monotonic() < deadline, status
+        time.sleep(2)
+    assert status.count("Success") == number, status
+    for process in psutil.process_iter(["cwd"]):  # an idle worker does not always end by itself
+        if str(process.info["cwd"]).startswith(str(folder)):
+            process.kill()
+    return folder
 
 
 @pytest.fixture(scope="session")

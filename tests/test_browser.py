@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(
         BROWSER is None, reason="needs a browser: neither chromium, chromium-browser nor google-chrome is installed"
     ),
-    pytest.mark.xdist_group("browser"),
+    pytest.mark.xdist_group("experiments"),
 ]
 
 

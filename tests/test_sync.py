@@ -24,7 +24,10 @@ from facevae.tracking.where import where
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow and what it stands on warn of each other
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # MLflow and what it stands on warn of each other
+    pytest.mark.xdist_group("experiments"),
+]
 
 FIGURES = sorted(gallery.FIGURES)
 NOTHING = "nothing to do"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import disc_images, small_params
 
-from facevae.classifier import Classifier, judge, load_classifier, save_classifier, train_classifier
+from facevae.classifier import Classifier, judge, load_classifier, one_cycle, save_classifier, train_classifier
 from facevae.errors import UserError
 from facevae.model import to_unit_range
 
@@ -74,3 +74,15 @@ def test_a_set_without_attributes_has_features_all_the_same(channels: int) -> No
     judgement = judge(classifier, images, 4)
     assert judgement.probabilities.shape == (10, 0)
     assert np.unique(judgement.features.numpy(), axis=0).shape[0] == 10
+
+
+@pytest.mark.parametrize("num_steps", [5, 40, 57])
+def test_the_schedule_is_torch_s(num_steps: int) -> None:
+    optimizer = torch.optim.Adam([torch.zeros(1)])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, num_steps)
+    for learning_rate, beta1 in one_cycle(0.3, num_steps):
+        assert learning_rate == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert beta1 == pytest.approx(optimizer.param_groups[0]["betas"][0])
+        optimizer.step()
+        if schedule.last_epoch < num_steps - 1:
+            schedule.step()

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent
 PIPELINE = Path("dvc.yaml")
 TRAINING = (  # what training.py imports, and itself: the modules that the weights depend on
     "__init__.py",
+    "adam.py",
     "binarization.py",
     "consistency.py",
     "errors.py",

@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from facevae.adam import Adam
 from facevae.model import Posterior
 
 NUM_COUPLINGS = 6
@@ -116,13 +117,12 @@ def fit_flow(train: Posterior, heldout: Tensor, *, seed: int) -> Flow:
         torch.default_generator.manual_seed(seed)  # of the halves, the initial weights and the dropout
         flow = Flow(train.mean.shape[1])
         flow.mean, flow.factor = aggregate_gaussian(train)
-        optimizer = torch.optim.AdamW(flow.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+        optimizer = Adam(flow.parameters(), weight_decay=WEIGHT_DECAY)
         num_epochs = math.ceil(NUM_STEPS / math.ceil(len(train.mean) / BATCH_SIZE))
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs)
         best_nats, best_epoch, best_weights = _mean_log_prob(flow, heldout), 0, copy.deepcopy(flow.state_dict())
         for epoch in range(1, num_epochs + 1):
-            _train_epoch(flow, train.sample(generator), optimizer, generator)
-            scheduler.step()
+            learning_rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / num_epochs))
+            _train_epoch(flow, train.sample(generator), optimizer, learning_rate, generator)
             nats = _mean_log_prob(flow, heldout)
             if nats > best_nats:
                 best_nats, best_epoch, best_weights = nats, epoch, copy.deepcopy(flow.state_dict())
@@ -150,12 +150,12 @@ def standard_normal_log_prob(latent: Tensor) -> Tensor:
     return -0.5 * (latent.square() + math.log(2 * math.pi)).sum(1)
 
 
-def _train_epoch(flow: Flow, latent: Tensor, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+def _train_epoch(flow: Flow, latent: Tensor, optimizer: Adam, learning_rate: float, generator: torch.Generator) -> None:
     flow.train()
     for batch in latent[torch.randperm(len(latent), generator=generator)].split(BATCH_SIZE):
         optimizer.zero_grad()
         (-flow.log_prob(batch).mean()).backward()
-        optimizer.step()
+        optimizer.step(learning_rate)
 
 
 @torch.no_grad()

@@ -5,12 +5,13 @@ Nothing in a step waits for the device.
 
 import copy
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from facevae import objective
+from facevae.adam import Adam
 from facevae.hardware import autocast
 from facevae.model import VAE
 from facevae.params import TrainParams
@@ -46,34 +47,27 @@ class Optimization:
         self.device = device
         self.step = 0
         model.log_sigma.requires_grad_(params.likelihood == "gaussian")
-        self.trainable = [weight for weight in model.parameters() if weight.requires_grad]
-        groups = [[weight for weight in self.trainable if weight is not model.log_sigma]]
-        if params.likelihood == "gaussian":
-            groups.append([model.log_sigma])
-        self.optimizer = torch.optim.Adam([{"params": group} for group in groups], lr=params.learning_rate, fused=True)
+        self.adam = Adam(weight for weight in model.parameters() if weight is not model.log_sigma)
+        self.sigma_adam = Adam([model.log_sigma] if model.log_sigma.requires_grad else [])
         self.validated = model if params.average_decay is None else copy.deepcopy(model)
 
     def take_step(self, images: Tensor, noise: Tensor) -> StepReport:
-        """Update the weights by a batch (batch, channel, height, width) and its noise (batch, latent_dim).
-
-        The optimiser is told of the clipping and of the skip by the two tensors through which PyTorch's own loss
-        scaling speaks to fused optimisers.
-        """
+        """Update the weights by a batch (batch, channel, height, width) and its noise (batch, latent_dim)."""
         buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch normalisation's running statistics
         reconstruction, kl = self.terms(self.model, images, noise)
-        self.optimizer.zero_grad()
+        for adam in (self.adam, self.sigma_adam):
+            adam.zero_grad()
         (reconstruction + kl_weight_at(self.params, (self.step + 1) / self.steps_per_epoch) * kl).backward()
-        norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.trainable if weight.grad is not None])
-        scaling: Any = self.optimizer
+        trained = [*self.adam.weights, *self.sigma_adam.weights]
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in trained if weight.grad is not None])
         skip = ~torch.isfinite(norm)
         if self.params.skip_gradient_norm is not None:
             skip |= norm > self.params.skip_gradient_norm
-        if self.params.clip_gradient_norm is not None:
-            scaling.grad_scale = (norm / self.params.clip_gradient_norm).clamp(min=1)  # it divides the gradients
-        scaling.found_inf = skip.float()
-        for group, factor in zip(self.optimizer.param_groups, (1, SIGMA_FACTOR), strict=False):
-            group["lr"] = factor * self.learning_rate(self.step)
-        self.optimizer.step()
+        limit = self.params.clip_gradient_norm
+        divisor = None if limit is None else (norm / limit).clamp(min=1)
+        learning_rate = self.learning_rate(self.step)
+        self.adam.step(learning_rate, divisor=divisor, skip=skip)
+        self.sigma_adam.step(SIGMA_FACTOR * learning_rate, divisor=divisor, skip=skip)
         self.model.log_sigma.data.clamp_(min=objective.LOG_SIGMA_FLOOR)
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(torch.where(skip, before, buffer))
@@ -100,8 +94,8 @@ class Optimization:
         named = {f"model.{name}": weight for name, weight in self.model.state_dict().items()}
         if self.validated is not self.model:
             named |= {f"average.{name}": weight for name, weight in self.validated.state_dict().items()}
-        for index, weight in enumerate(self.trainable):
-            named |= {f"optimizer.{index}.{name}": moment for name, moment in self.optimizer.state[weight].items()}
+        for index, moments in enumerate(self._moments()):
+            named |= {f"optimizer.{index}.{name}": moment for name, moment in moments.items()}
         return named
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
@@ -110,9 +104,12 @@ class Optimization:
         self.model.load_state_dict(with_prefix(tensors, "model."))
         if self.validated is not self.model:
             self.validated.load_state_dict(with_prefix(tensors, "average."))
-        for index, weight in enumerate(self.trainable):
-            moments = with_prefix(tensors, f"optimizer.{index}.")
-            self.optimizer.state[weight] = {name: _as_stored(moment, weight) for name, moment in moments.items()}
+        for index, moments in enumerate(self._moments()):
+            for name, stored in with_prefix(tensors, f"optimizer.{index}.").items():
+                moments[name].copy_(stored)
+
+    def _moments(self) -> list[dict[str, Tensor]]:
+        return self.adam.moments + self.sigma_adam.moments
 
     @torch.no_grad()
     def _average(self, decay: float) -> None:
@@ -142,8 +139,3 @@ def kl_weight_at(params: TrainParams, epochs: float) -> float:
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin so, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _as_stored(moment: Tensor, weight: Tensor) -> Tensor:
-    """A moment on the device and in the memory order of its weight; the count of steps is a single number."""
-    return torch.empty_like(weight if moment.shape == weight.shape else moment, device=weight.device).copy_(moment)

@@ -255,7 +255,7 @@ def experiments(project: Path, tmp_path_factory: pytest.TempPathFactory, pytestc
     deadline = time.monotonic() + 240 * number
     while "Running" in (status := dvc(folder, "queue", "status")) or "Queued" in status:
         assert time.monotonic() < deadline, status
-        time.sleep(2)
+        time.sleep(5)  # each look takes DVC a second of a processor
     assert status.count("Success") == number, status
     for process in psutil.process_iter(["cwd"]):  # an idle worker does not always end by itself
         if str(process.info["cwd"]).startswith(str(folder)):

@@ -60,8 +60,7 @@ def render(folder: Path, prepared: PreparedSet, params: Params) -> list[Path]:
     return [folder / f"{name}.png" for name in FIGURES]
 
 
-@pytest.mark.parametrize("latent_dim", [2, 5])
-@pytest.mark.parametrize("attributes", [[], ["Odd"]])
+@pytest.mark.parametrize(("latent_dim", "attributes"), [(2, []), (5, ["Odd"])])
 def test_every_figure_is_rendered_the_same_twice(
     prepared: PreparedSet, tmp_path: Path, latent_dim: int, attributes: list[str]
 ) -> None:

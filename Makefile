@@ -1,5 +1,6 @@
 # Everything runs in .venv, which is built from requirements.lock when it is missing or older than the lock.
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 PYTHON ?= python3
 INSTALLED := .venv/.installed

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -262,3 +265,27 @@ def test_a_mixture_that_has_not_converged_is_judged_like_any(monkeypatch: pytest
     heldout = clusters(200, 1).sample(generator())
     mixture = fit_mixture(clusters(400, 0), heldout, seed=0)
     assert mean_log_prob(mixture, heldout) > mean_log_prob(StandardNormal(3), heldout)
+
+
+def test_the_mixture_is_fitted_by_one_thread() -> None:
+    """In a new interpreter, which has not yet loaded the libraries that have thread pools of their own."""
+    script = "\n".join(
+        [
+            "import torch",
+            "from facevae import priors",
+            "from facevae.model import Posterior",
+            "def tell(*_):",
+            "    import sklearn.mixture",
+            "    from threadpoolctl import threadpool_info",
+            "    print({pool['num_threads'] for pool in threadpool_info()})",
+            "    raise SystemExit",
+            "priors._expectation_maximization = tell",
+            "posterior = Posterior(torch.randn(40, 3), torch.zeros(40, 3))",
+            "priors.fit_priors(posterior, posterior, seed=0)",
+        ]
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    output = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert output.strip() == "{1}"

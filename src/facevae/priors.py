@@ -140,6 +140,7 @@ def fit_priors(train: Posterior, validation: Posterior, *, seed: int) -> FittedP
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """k-means adds up in whatever order its threads end, and on tensors so small threads cost more than they bring."""
+    import sklearn.mixture  # noqa: F401 - brings thread pools of its own: those loaded later are not limited
     from threadpoolctl import threadpool_limits
 
     num_threads = torch.get_num_threads()

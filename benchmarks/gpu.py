@@ -1,0 +1,119 @@
+"""How fast the models train on this machine's GPU, and how much of its measured peak that is.
+
+The peak is that of a product of large matrices in the precision that the training has here.
+
+It needs PyTorch and the library alone, neither DVC nor MLflow, and no images: what a step costs does not depend on what
+they show. Where there is no GPU it measures the CPU, which is of use for trying it.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from facevae.hardware import set_up_device, uses_bfloat16
+from facevae.model import VAE, new_model
+from facevae.optimization import Optimization
+from facevae.params import Params, parse_params
+from facevae.training import Progress, train
+
+ROOT = Path(__file__).parent.parent
+PRESETS = ("presets/celeba.yaml", "presets/celeba-best.yaml", "params.yaml")
+CELEBA_IMAGES = 202_599
+NUM_REPEATS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--presets", nargs="+", default=PRESETS, help="files of params; the default is three of them")
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--num-steps", type=int, default=50, help="in each of three epochs, after one that warms up")
+    parser.add_argument("--peak-size", type=int, default=8192, help="of the square matrices that give the peak")
+    arguments = parser.parse_args()
+    first = params_of(arguments.presets[0], arguments.image_size, 1).train
+    device = set_up_device(first)
+    dtype = torch.bfloat16 if uses_bfloat16(first.precision, device) else torch.float32
+    peak = peak_flops(arguments.peak_size, device, dtype)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}: {peak / 1e12:.2f} TFLOP/s in products of {dtype} matrices", flush=True)
+    rows = []
+    for preset in arguments.presets:
+        for batch_size in arguments.batch_sizes:
+            params = params_of(preset, arguments.image_size, batch_size)
+            speed = images_per_second(params, arguments.num_steps)
+            flops = flops_per_image(params, device)
+            rows.append(
+                {
+                    "preset": preset,
+                    "batch_size": batch_size,
+                    "images_per_second": round(speed, 1),
+                    "GFLOP_per_image": round(flops / 1e9, 2),
+                    "share_of_peak": round(speed * flops / peak, 3),
+                    "minutes_per_CelebA_epoch": round(CELEBA_IMAGES / speed / 60, 2),
+                }
+            )
+            print(rows[-1], flush=True)
+    print(pd.DataFrame(rows).to_string(index=False))
+
+
+def params_of(preset: str, image_size: int, batch_size: int) -> Params:
+    """The params of a preset, for images of this size and without a limit of skipped steps: they are noise."""
+    tree = yaml.safe_load((ROOT / preset).read_text(encoding="utf-8"))
+    tree["data"]["image_size"] = image_size
+    tree["train"] |= {"batch_size": batch_size, "epochs": 1 + NUM_REPEATS, "max_skipped_steps": 10**6}
+    return parse_params(tree, name=preset)
+
+
+def peak_flops(size: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second in the product of square matrices: the median of ten."""
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(13):
+        start = now(device)
+        left @ right
+        seconds.append(now(device) - start)
+    return 2 * size**3 / statistics.median(seconds[3:])
+
+
+def images_per_second(params: Params, num_steps: int) -> float:
+    """Of our training loop: the median over its epochs but for the first."""
+    size, channels = params.data.image_size, params.data.channels
+    num_images = num_steps * params.train.batch_size
+    images = np.random.default_rng(0).integers(0, 256, (num_images, size, size, channels), dtype=np.uint8)
+    ends: list[float] = []
+
+    def note(_: Progress) -> None:
+        ends.append(time.perf_counter())
+
+    model = new_model(params.model, size, channels, seed=0)
+    train(model, images, images[:2], params.train, seed=0, start=None, on_epoch=note)
+    return num_images / statistics.median(np.diff(ends).tolist())
+
+
+def flops_per_image(params: Params, device: torch.device) -> float:
+    """Floating-point operations of a step, forward and backward, for each image: convolutions and products alone."""
+    size, channels = params.data.image_size, params.data.channels
+    model: VAE = new_model(params.model, size, channels, seed=0).to(device)
+    optimization = Optimization(model, params.train, 1, device)
+    images = torch.rand(2, channels, size, size, device=device)
+    with FlopCounterMode(display=False) as counter:
+        optimization.take_step(images, torch.randn(2, params.model.latent_dim, device=device))
+    return float(counter.get_total_flops() / len(images))
+
+
+def now(device: torch.device) -> float:
+    """The time when the device has done all that it was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()

@@ -45,10 +45,10 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}: {peak / 1e12:.2f} TFLOP/s in products of {dtype} matrices", flush=True)
     rows = []
     for preset in arguments.presets:
+        flops = flops_per_image(params_of(preset, arguments.image_size, 1), device)
         for batch_size in arguments.batch_sizes:
             params = params_of(preset, arguments.image_size, batch_size)
             speed = images_per_second(params, arguments.num_steps)
-            flops = flops_per_image(params, device)
             rows.append(
                 {
                     "preset": preset,

@@ -51,6 +51,16 @@ def test_gradients_are_divided_and_steps_skipped() -> None:
     torch.testing.assert_close((network.state_dict(), ours.moments), before, rtol=0, atol=0)
 
 
+def test_a_weight_without_a_gradient_is_refused() -> None:
+    network = torch.nn.Linear(5, 3)
+    adam = Adam(network.parameters())
+    network.weight.sum().backward()
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(RuntimeError, match=r"1 weight\(s\) have no gradient"):
+        adam.step(0.1)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
 def test_it_does_not_import_the_compiler() -> None:
     script = "\n".join(
         [

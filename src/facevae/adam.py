@@ -17,7 +17,7 @@ class Adam:
     Attributes
     ----------
     weights
-        What is optimised; each of them must have a gradient at every step.
+        What is optimised.
     moments
         For each weight its running means "exp_avg" and "exp_avg_sq", of its shape, and the number of its steps
         "step", under PyTorch's names.
@@ -59,10 +59,18 @@ class Adam:
             Of all gradients, a single number on the device of the weights.
         skip
             Whether to leave everything as it is, likewise.
+
+        Raises
+        ------
+        RuntimeError
+            A weight has no gradient.
         """
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        if len(gradients) < len(self.weights):
+            raise RuntimeError(f"{len(self.weights) - len(gradients)} weight(s) have no gradient")
         adam(
             self.weights,
-            [weight.grad for weight in self.weights if weight.grad is not None],
+            gradients,
             [moments["exp_avg"] for moments in self.moments],
             [moments["exp_avg_sq"] for moments in self.moments],
             [],

@@ -2,40 +2,27 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from facevae.attributes import Directions, FittedDirections, Method, auc_table, fit_directions, require_known
 from facevae.binarization import binarize
 from facevae.checkpoint import Header, require_shape
-from facevae.classifier import Classifier, judge
+from facevae.classifier import Classifier
 from facevae.edits import RANDOM, EditStudy, Strengths, study_edits, with_control
 from facevae.errors import UserError
 from facevae.files import require_finite
-from facevae.inception import Inception
-from facevae.inference import batches_of, decode_all, encode_all
+from facevae.inference import encode_all
 from facevae.latent_health import active_units, aggregate_kl_nats, latent_table
 from facevae.likelihood import calibrated_log_sigma, likelihood_table
 from facevae.metrics import reconstruction_metrics
-from facevae.model import VAE, Posterior, to_unit_range
+from facevae.model import VAE, Posterior
 from facevae.params import EvaluateParams
 from facevae.prepared import PreparedSet, SplitName
 from facevae.priors import FittedPriors, fit_priors
-from facevae.sample_quality import (
-    frechet_distance,
-    kernel_distance,
-    nearest_neighbours,
-    sharpness_ratio,
-)
-from facevae.sliced_wasserstein import sliced_wasserstein_distance
+from facevae.samplers import Samplers
 
 MAX_CALIBRATION_IMAGES = 5000  # training images that the calibrated sigma is taken from
-MAX_NEIGHBOURS = 100  # samples whose nearest training image is looked for
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +68,8 @@ def evaluate(
     directions = fit_directions(train.posteriors.mean, train.attributes, params.original_lambda)
     measure = _Measure(model, header, classifier, params, seed)
     likelihood = measure.likelihood(train, held_out, priors)
-    samples = measure.samples(train, held_out, priors)
+    samplers = Samplers(model, classifier, priors, held_out.images, held_out.posteriors, params, seed=seed)
+    samples = samplers.compared(train.images)
     chosen = measure.edits(validation, directions)
     edits = chosen if params.split == "validation" else measure.edits(held_out, directions)
     best_method, strengths = chosen.best_method(), chosen.best_strengths()
@@ -90,7 +78,7 @@ def evaluate(
         **_likelihood_metrics(likelihood, priors.best),
         **_latent_metrics(held_out.posteriors),
         **{str(name): value for name, value in samples.to_dict("index")[priors.best].items()},
-        "neighbour_distance_ratio": measure.neighbour_distance_ratio(train, held_out, priors),
+        "neighbour_distance_ratio": samplers.neighbour_distance_ratio(train.images),
         **(_edit_metrics(edits, strengths, best_method) if params.attributes else {}),
     }
     require_finite(metrics, "evaluate")
@@ -155,52 +143,6 @@ class _Measure:
             seed=self.seed,
         )
 
-    def samples(self, train: _Split, held_out: _Split, priors: FittedPriors) -> pd.DataFrame:
-        """How near pictures drawn from each prior come to the held-out images; index: sampler.
-
-        For comparison there are the same measures of reconstructions of held-out images, and of training images, which
-        are as near as can be. All sets are of one size, since the distances depend on it.
-        """
-        count = min(self.params.num_samples, len(train.images), len(held_out.images))
-        real = np.array(held_out.images[:count])
-        sets = {name: self._draw(priors, name, count) for name in priors.priors}
-        sets["reconstructions"] = self._decode(held_out.posteriors.mean[:count])
-        sets["training images"] = np.array(train.images[:count])
-        real_features = self._features(real)
-        inception = self._inception()
-        real_inception_features = inception.features(real) if inception else None
-        rows = {}
-        for name, pictures in sets.items():
-            features = self._features(pictures)
-            rows[name] = {
-                "heldout_latent_nats": priors.heldout_nats.get(name),
-                "frechet_distance": frechet_distance(features, real_features),
-                "kernel_distance": kernel_distance(features, real_features),
-                "sliced_wasserstein_distance": sliced_wasserstein_distance(real, pictures, seed=self.seed).mean,
-                "sharpness_ratio": sharpness_ratio(pictures, real),
-            }
-            if inception and real_inception_features is not None:
-                distance = frechet_distance(inception.features(pictures), real_inception_features)
-                rows[name]["inception_frechet_distance"] = distance
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("sampler")
-
-    def neighbour_distance_ratio(self, train: _Split, held_out: _Split, priors: FittedPriors) -> float:
-        """Median distance of samples to the nearest training image over that of reconstructions of held-out images.
-
-        Near 0 the samples are copies of training images; both kinds of pictures are blurred alike.
-        """
-        pictures = {
-            "samples": self._draw(priors, priors.best, MAX_NEIGHBOURS),
-            "reconstructions": self._decode(held_out.posteriors.mean[:MAX_NEIGHBOURS]),
-        }
-        device = torch.device("cpu")
-        medians = {}
-        for name, tiles in pictures.items():
-            queries = to_unit_range(tiles, device)
-            _, distances = nearest_neighbours(queries, batches_of(train.images, self.params.batch_size, device))
-            medians[name] = float(distances.median())
-        return medians["samples"] / medians["reconstructions"]
-
     def edits(self, split: _Split, directions: dict[Method, Directions]) -> EditStudy:
         """`study_edits` as the params have it."""
         return study_edits(
@@ -216,21 +158,6 @@ class _Measure:
             batch_size=self.params.batch_size,
             seed=self.seed,
         )
-
-    def _draw(self, priors: FittedPriors, name: str, count: int) -> NDArray[np.uint8]:
-        return self._decode(priors.priors[name].sample(count, torch.Generator().manual_seed(self.seed)))
-
-    def _decode(self, latent: Tensor) -> NDArray[np.uint8]:
-        return decode_all(self.model, latent, self.params.batch_size)
-
-    def _inception(self) -> Inception | None:
-        if self.params.inception_weights is None:
-            return None
-        device = self.model.log_sigma.device
-        return Inception(Path(self.params.inception_weights), self.params.batch_size, device)
-
-    def _features(self, images: NDArray[np.uint8]) -> Tensor:
-        return judge(self.classifier, images, self.params.batch_size).features
 
 
 def _likelihood_metrics(table: pd.DataFrame, best_prior: str) -> dict[str, float]:

@@ -7,9 +7,8 @@ INSTALLED := .venv/.installed
 
 .PHONY: repro figures report sweep quality test chaos lint audit ui lock clean
 
-# DVC does not start where a kill has left its lock file empty, as it does while it writes it.
 repro: $(INSTALLED)
-	@find .dvc -path '.dvc/tmp/rwlock' -empty -delete
+	@facevae mend
 	dvc repro
 
 figures: $(INSTALLED)

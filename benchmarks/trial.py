@@ -54,13 +54,10 @@ class Trial:
     def start(self, *prefix: str, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
         """Start `dvc repro` in a process group of its own; `prefix` is a command that runs it.
 
-        It computes what is not there: DVC's run cache would bring the results of an earlier round. A lock file that DVC
-        was writing when it was killed is removed first, as `make repro` does.
+        It computes what is not there: DVC's run cache would bring the results of an earlier round. What DVC was writing
+        when it was killed is mended first, as `make repro` does.
         """
-        lock = self.folder / ".dvc" / "tmp" / "rwlock"
-        if lock.exists() and not lock.stat().st_size:
-            lock.unlink()
-            print("DVC has left its lock file empty", flush=True)
+        subprocess.run([Path(sys.executable).with_name("facevae"), "mend"], cwd=self.folder, check=True)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         own = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "PYTHON"))}
         variables = {**own, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})}

@@ -60,6 +60,7 @@ SMALL: dict[str, Any] = {
     "train": {
         "epochs": 2,
         "batch_size": 8,
+        "micro_batch_size": None,
         "learning_rate": 0.01,
         "learning_rate_decay": "none",
         "learning_rate_warmup_steps": 0,
@@ -75,6 +76,7 @@ SMALL: dict[str, Any] = {
         "precision": "float32",
         "device": "cpu",
         "num_threads": 1,  # tiny tensors: a second thread costs more than it brings
+        "launcher": "python",
     },
     "classifier": {"epochs": 1, "batch_size": 8, "learning_rate": 0.003},
     "evaluate": {
@@ -148,11 +150,23 @@ def clone(target: Path, **changes: object) -> Path:
             shutil.copy2(ROOT / name, target / name)
     small = small_tree(data__image_size=16, figures__attributes=["Eyeglasses", "Smiling"], **changes)
     (target / "params.yaml").write_text(yaml.safe_dump(small, sort_keys=False))
-    subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
-    for key, value in (("user.name", "test"), ("user.email", "test@example.com")):
-        subprocess.run(["git", "config", key, value], cwd=target, check=True)
-    commit_all(target, "Clone")
+    init_repository(target)
     return target
+
+
+def init_repository(folder: Path) -> None:
+    """Make a folder a Git repository whose first commit has all that is in it."""
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    for key, value in (("user.name", "test"), ("user.email", "test@example.com")):
+        subprocess.run(["git", "config", key, value], cwd=folder, check=True)
+    commit_all(folder, "Start")
+
+
+def change_params(folder: Path, section: str, key: str, value: object) -> None:
+    path = folder / "params.yaml"
+    tree = yaml.safe_load(path.read_text())
+    tree[section][key] = value
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
 def commit_all(folder: Path, message: str) -> None:

@@ -6,18 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, commit_all
+from conftest import ROOT, change_params, commit_all
 
 from facevae.errors import UserError
 from facevae.tracking.files import CommittedFiles, WorkTree, open_files
 from facevae.tracking.state import State
-
-
-def change_params(folder: Path, section: str, key: str, value: object) -> None:
-    path = folder / "params.yaml"
-    tree = yaml.safe_load(path.read_text())
-    tree[section][key] = value
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
 def differences(state: State) -> dict[str, list[str]]:

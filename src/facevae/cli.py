@@ -149,6 +149,15 @@ def where(run: Annotated[str, typer.Argument(help="Name or id of a run, or the s
     typer.echo(find_state(_project(), run))
 
 
+@app.command()
+def mend() -> None:
+    """Let DVC start again after it was killed while it wrote one of its own files."""
+    from facevae.mending import mend as mend_files
+
+    for done in mend_files(_project()):
+        typer.echo(done)
+
+
 def run() -> None:
     """Run the command; what is the user's to mend is told in one message."""
     with reported_errors("ask for fewer pictures at a time, or take a smaller model"):

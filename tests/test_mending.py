@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, dvc, init_repository
+
+from facevae.mending import DAMAGED, LOCK, RUNNING, mend
+
+COMMITTED = (ROOT / LOCK).read_bytes()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A repository with a committed dvc.lock and a later one."""
+    (tmp_path / LOCK).write_bytes(COMMITTED)
+    init_repository(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("content", [COMMITTED[: COMMITTED.index(b"- path") + 8], b"", b"\xff", b"schema: '2.0'\nst"])
+def test_a_damaged_lock_gives_way_to_that_of_the_last_commit(folder: Path, content: bytes) -> None:
+    (folder / LOCK).write_bytes(content)
+    [said] = mend(folder)
+    assert "that of the last commit is in its place" in said
+    assert (folder / LOCK).read_bytes() == COMMITTED
+    assert (folder / DAMAGED).read_bytes() == content
+
+
+def test_a_damaged_lock_that_no_commit_has_is_put_aside(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_bytes(b"schema")
+    [said] = mend(tmp_path)
+    assert "nothing is in its place" in said
+    assert not (tmp_path / LOCK).exists()
+    assert (tmp_path / DAMAGED).read_bytes() == b"schema"
+
+
+@pytest.mark.parametrize("content", [COMMITTED.replace(b"size: ", b"size: 1"), b"<<<<<<< HEAD\n" + COMMITTED])
+def test_a_whole_lock_and_one_with_the_marks_of_a_merge_are_left_alone(folder: Path, content: bytes) -> None:
+    (folder / LOCK).write_bytes(content)
+    assert not list(mend(folder))
+    assert (folder / LOCK).read_bytes() == content
+
+
+def test_an_empty_list_of_running_processes_is_removed_and_another_is_not(folder: Path) -> None:
+    (folder / RUNNING).parent.mkdir(parents=True)
+    (folder / RUNNING).write_text("{}")
+    assert not list(mend(folder))
+    (folder / RUNNING).write_text("")
+    [said] = mend(folder)
+    assert "was empty" in said
+    assert not (folder / RUNNING).exists()
+
+
+def test_dvc_starts_again_wherever_its_lock_was_cut(copy: Path) -> None:
+    """DVC itself is asked where a cut leaves a path without a value, and our reading elsewhere."""
+    whole = (copy / LOCK).read_bytes()
+    (copy / LOCK).write_bytes(whole[: whole.rindex(b"- path") + 7])
+    with pytest.raises(RuntimeError, match=r"dvc.lock' validation failed"):
+        dvc(copy, "status")
+    assert len(list(mend(copy))) == 1
+    assert "up to date" in dvc(copy, "status")
+    for length in range(0, len(whole), 101):
+        (copy / LOCK).write_bytes(whole[:length])
+        list(mend(copy))
+        assert not list(mend(copy))

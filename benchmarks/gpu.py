@@ -93,7 +93,7 @@ def images_per_second(params: Params, num_steps: int) -> float:
         ends.append(time.perf_counter())
 
     model = new_model(params.model, size, channels, seed=0)
-    train(model, images, images[:2], params.train, seed=0, start=None, on_epoch=note)
+    train(model, images, images[:2], params.train, seed=0, on_epoch=[note])
     return num_images / statistics.median(np.diff(ends).tolist())
 
 
@@ -104,7 +104,7 @@ def flops_per_image(params: Params, device: torch.device) -> float:
     optimization = Optimization(model, params.train, 1, device)
     images = torch.rand(2, channels, size, size, device=device)
     with FlopCounterMode(display=False) as counter:
-        optimization.take_step(images, torch.randn(2, params.model.latent_dim, device=device))
+        optimization.take_step([(images, torch.randn(2, params.model.latent_dim, device=device))], len(images))
     return float(counter.get_total_flops() / len(images))
 
 

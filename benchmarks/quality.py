@@ -196,7 +196,7 @@ def run(images: Path, results: Path, name: str, seed: int, minutes: float, num_i
     train_params = params.train.model_copy(update={"epochs": epochs})
     start = time.monotonic()
     split = train_images[order], prepared.images("validation")
-    result = train(fresh(), *split, train_params, seed=seed, start=None, on_epoch=lambda _: None)
+    result = train(fresh(), *split, train_params, seed=seed)
     seconds = time.monotonic() - start
     model = InPrecision(result.model.to(device), params.train, device).eval()
     header = Header.model_construct(likelihood=params.train.likelihood, binarization=params.train.binarization)
@@ -288,7 +288,7 @@ def images_per_second(fresh: Callable[[], VAE], images: NDArray[np.uint8], param
     rates = []
     for _ in range(NUM_PROBES):
         start = time.monotonic()
-        train(fresh(), images[:PROBED_IMAGES], images[:2], some, seed=0, start=None, on_epoch=lambda _: None)
+        train(fresh(), images[:PROBED_IMAGES], images[:2], some, seed=0)
         rates.append(PROBED_IMAGES / (time.monotonic() - start))
     return max(rates)
 

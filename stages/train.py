@@ -10,7 +10,8 @@ from facevae.model import new_model
 from facevae.params import load_params
 from facevae.prepared import PreparedSet
 from facevae.resume import ResumeFile
-from facevae.training import Progress, train
+from facevae.training import train
+from facevae.workers import joined_workers
 
 
 def main() -> None:
@@ -19,22 +20,20 @@ def main() -> None:
     prepared = PreparedSet().verified()
     split, manifest = (prepared.images("train"), prepared.images("validation")), prepared.manifest
     fingerprint = training_fingerprint(params, prepared.digest, platform(params.train))
-    resume = ResumeFile(fingerprint)
     model = new_model(params.model, manifest.image_size, manifest.channels, seed=params.seed)
-    with tracking.open_run("train") as run:
-
-        def on_epoch(progress: Progress) -> None:
-            resume.save(progress)
-            run.log_epoch(progress.rows[-1])
-
-        result = train(model, *split, params.train, seed=params.seed, start=resume.load(), on_epoch=on_epoch)
-        refuse_change(before, inputs_digest("train"))
-        checkpoint.save(MODEL, result.model, params.train, manifest.crop, fingerprint)
-        write_csv(HISTORY, result.history)
-        write_json(TRAIN_METRICS, result.summary())
-    resume.remove()
+    with joined_workers(params.train, fingerprint) as workers:
+        if not workers.leads:
+            train(model, *split, params.train, seed=params.seed, workers=workers)
+            return
+        with ResumeFile(fingerprint) as resume, tracking.open_run("train") as run:
+            start, told = resume.load(), [resume.save, lambda progress: run.log_epoch(progress.rows[-1])]
+            result = train(model, *split, params.train, seed=params.seed, workers=workers, start=start, on_epoch=told)
+            refuse_change(before, inputs_digest("train"))
+            checkpoint.save(MODEL, result.model, params.train, manifest.crop, fingerprint)
+            write_csv(HISTORY, result.history)
+            write_json(TRAIN_METRICS, result.summary())
 
 
 if __name__ == "__main__":
-    with reported_errors("lower train.batch_size, model.channels or data.image_size"):
+    with reported_errors("lower train.micro_batch_size, train.batch_size, model.channels or data.image_size"):
         main()

@@ -65,6 +65,8 @@ VALUES = [  # key, value, what the error says
     ("data.test_fraction", 0, "evaluate.split: 'test', but data.test_fraction is 0"),
     ("train.likelihood", "bernoulli", "train.binarization: 'none', but train.likelihood 'bernoulli' is for black and"),
     ("train.binarization", "fixed", "train.binarization: 'fixed', but train.likelihood 'squared_error' is for all"),
+    ("train.micro_batch_size", 9, "train.micro_batch_size: 9 is a part of train.batch_size 8, and cannot be larger"),
+    ("train.launcher", "", "train.launcher: '' must have at least 1 character"),
     ("figures.strengths", [1, 0, -1], "figures.strengths: [1.0, 0.0, -1.0] must rise from negative to positive"),
 ]
 

@@ -38,7 +38,7 @@ def prepared(write_images: Callable[..., Path], tmp_path: Path) -> PreparedSet:
 def trained(prepared: PreparedSet, params: Params) -> tuple[VAE, Header]:
     images = prepared.images("train"), prepared.images("validation")
     model = new_model(params.model, 8, 3, seed=0)
-    result = train(model, *images, params.train, seed=0, start=None, on_epoch=lambda _: None)
+    result = train(model, *images, params.train, seed=0)
     likelihood, binarization = params.train.likelihood, params.train.binarization
     fields = {"image_size": 8, "image_channels": 3, "crop": None, "fingerprint": "abc"}
     header = Header(model=params.model, likelihood=likelihood, binarization=binarization, **fields)  # type: ignore[arg-type]

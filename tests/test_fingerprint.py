@@ -25,9 +25,15 @@ def test_what_determines_the_weights_changes_the_fingerprint(change: dict[str, o
 
 
 @pytest.mark.parametrize(
-    "change", [{"evaluate__split": "validation"}, {"figures__num_samples": 7}, {"data__root": "elsewhere"}]
+    "change",
+    [
+        {"evaluate__split": "validation"},
+        {"figures__num_samples": 7},
+        {"data__root": "elsewhere"},
+        {"train__launcher": "torchrun"},
+    ],
 )
-def test_what_is_shown_and_where_things_lie_change_nothing(change: dict[str, object]) -> None:
+def test_what_is_shown_and_where_and_how_many_processes_train_change_nothing(change: dict[str, object]) -> None:
     assert training_fingerprint(small_params(**change), "data") == training_fingerprint(BASE, "data")
 
 

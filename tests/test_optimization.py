@@ -21,7 +21,8 @@ def optimization_with(**changes: object) -> Optimization:
 
 def take_step(optimization: Optimization, images: torch.Tensor, seed: int = 0) -> StepReport:
     latent_dim = optimization.model.params.latent_dim
-    return optimization.take_step(images, torch.randn(len(IMAGES), latent_dim, generator=seeded(seed)))
+    noise = torch.randn(len(IMAGES), latent_dim, generator=seeded(seed))
+    return optimization.take_step([(images, noise)], len(images))
 
 
 def seeded(seed: int) -> torch.Generator:

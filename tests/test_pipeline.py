@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, clone, dvc
+from conftest import ROOT, change_params, clone, dvc
 
 from facevae.fingerprint import PACKAGE, TRAINING
 
@@ -112,6 +113,15 @@ def test_the_pipeline_makes_everything_that_it_declares(project: Path) -> None:
     assert {"squared_error", "importance_weighted_bits_per_dimension", "frechet_distance", "edit_success"} <= set(
         metrics
     )
+
+
+def test_two_processes_come_to_the_results_of_one(copy: Path) -> None:
+    history = pd.read_csv(copy / "plots" / "history.csv")
+    change_params(copy, "train", "launcher", "torchrun --standalone --nproc-per-node=2")
+    dvc(copy, "repro", "train")
+    together = pd.read_csv(copy / "plots" / "history.csv")
+    assert not together.equals(history)  # sums of another order
+    pd.testing.assert_frame_equal(together, history, check_exact=False, rtol=1e-4)
 
 
 def test_a_second_repro_has_nothing_to_do(project: Path) -> None:

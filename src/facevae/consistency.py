@@ -16,7 +16,7 @@ def find_problems(params: "Params") -> list[str]:
     return [
         *_geometry_problems(params.data, params.model),
         *_data_problems(params.data),
-        *_likelihood_problems(params.train),
+        *_train_problems(params.train),
         *_use_problems(params),
     ]
 
@@ -71,7 +71,12 @@ def _data_problems(data: "DataParams") -> Iterator[str]:
         )
 
 
-def _likelihood_problems(train: "TrainParams") -> Iterator[str]:
+def _train_problems(train: "TrainParams") -> Iterator[str]:
+    if train.micro_batch_size is not None and train.micro_batch_size > train.batch_size:
+        yield (
+            f"train.micro_batch_size: {train.micro_batch_size} is a part of train.batch_size {train.batch_size}, and "
+            "cannot be larger: lower it, or set it to null"
+        )
     if train.likelihood == "bernoulli" and train.binarization == "none":
         yield (
             "train.binarization: 'none', but train.likelihood 'bernoulli' is for black and white: choose per_epoch, "

@@ -17,6 +17,7 @@ PIPELINE = Path("dvc.yaml")
 TRAINING = (  # what training.py imports, and itself: the modules that the weights depend on
     "__init__.py",
     "adam.py",
+    "batches.py",
     "binarization.py",
     "consistency.py",
     "errors.py",
@@ -28,13 +29,18 @@ TRAINING = (  # what training.py imports, and itself: the modules that the weigh
     "optimization.py",
     "params.py",
     "training.py",
+    "workers.py",
     "yaml12.py",
 )
 
 
 def training_fingerprint(params: Params, data_digest: str, platform: Mapping[str, str]) -> str:
-    """Of what determines the weights: data, architecture, training, seed, code, and what they are computed by."""
-    sections = {"seed": params.seed, "model": params.model.model_dump(), "train": params.train.model_dump()}
+    """Of what determines the weights: data, architecture, training, seed, code, and what they are computed by.
+
+    How many processes share the work is left out, so that a training may go on with another number of them.
+    """
+    training = params.train.model_dump(exclude={"launcher"})
+    sections = {"seed": params.seed, "model": params.model.model_dump(), "train": training}
     code = code_digest([PACKAGE / name for name in TRAINING])
     return _digest({"data": data_digest, "code": code, "platform": dict(platform), **sections})
 

@@ -59,7 +59,7 @@ class Residual(nn.Module):
         nn.init.zeros_(last.weight)
         self.change = nn.Sequential(
             *_after_convolution(params, channels),
-            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=_has_bias(params)),
             *_after_convolution(params, channels),
             last,
         )
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(
-                    nn.Conv2d(in_channels, out_channels, params.kernel_size, stride, _padding(params, stride)),
+                    _convolution(params, in_channels, out_channels, stride),
                     *_after_convolution(params, out_channels),
                 )
                 for in_channels, out_channels, stride in zip(widths, widths[1:], params.strides, strict=False)
@@ -109,10 +109,10 @@ class Decoder(nn.Module):
         widths = (image_channels, *params.channels)
         blocks: list[nn.Module] = [Residual(params, widths[-1]) for _ in range(params.residual_blocks)]
         for layer in reversed(range(len(params.strides))):
-            block: list[nn.Module] = [_transposed(params, widths[layer + 1], widths[layer], params.strides[layer])]
-            if layer > 0:
-                block += _after_convolution(params, widths[layer])
-            blocks.append(nn.Sequential(*block))
+            is_last = layer == 0
+            bias = is_last or _has_bias(params)
+            up = _transposed(params, widths[layer + 1], widths[layer], params.strides[layer], bias=bias)
+            blocks.append(nn.Sequential(up, *([] if is_last else _after_convolution(params, widths[layer]))))
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -161,12 +161,12 @@ def new_model(params: ModelParams, image_size: int, image_channels: int, *, seed
     return VAE(params, image_size, image_channels)
 
 
-def to_unit_range(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+def to_unit_range(images: NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:
     """Prepared images (batch, height, width, channels) as float32 (batch, channel, height, width) in [0, 1].
 
     The result is channels_last, since that is the order in which the pixels are stored.
     """
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+    return torch.as_tensor(images).to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
 
 
 def feature_shape(params: ModelParams, image_size: int) -> tuple[int, int, int]:
@@ -180,11 +180,25 @@ def _padding(params: ModelParams, stride: int) -> int:
     return math.ceil((params.kernel_size - stride) / 2)
 
 
-def _transposed(params: ModelParams, in_channels: int, out_channels: int, stride: int) -> nn.ConvTranspose2d:
+def _convolution(params: ModelParams, in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
+    """The convolution that divides the size by exactly its stride."""
+    padding = _padding(params, stride)
+    return nn.Conv2d(in_channels, out_channels, params.kernel_size, stride, padding, bias=_has_bias(params))
+
+
+def _transposed(
+    params: ModelParams, in_channels: int, out_channels: int, stride: int, *, bias: bool
+) -> nn.ConvTranspose2d:
     """The transposed convolution that multiplies the size by exactly its stride."""
     padding = _padding(params, stride)
     output_padding = stride + 2 * padding - params.kernel_size
-    return nn.ConvTranspose2d(in_channels, out_channels, params.kernel_size, stride, padding, output_padding)
+    size = params.kernel_size, stride, padding, output_padding
+    return nn.ConvTranspose2d(in_channels, out_channels, *size, bias=bias)
+
+
+def _has_bias(params: ModelParams) -> bool:
+    """Whether convolutions have one: batch normalisation takes it away again, and it would drift by rounding alone."""
+    return params.normalization != "batch"
 
 
 def _after_convolution(params: ModelParams, channels: int) -> list[nn.Module]:

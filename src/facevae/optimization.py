@@ -5,26 +5,52 @@ Nothing in a step waits for the device.
 
 import copy
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from facevae import objective
 from facevae.adam import Adam
 from facevae.hardware import autocast
 from facevae.model import VAE
+from facevae.objective import LOG_SIGMA_FLOOR, kl_nats, reconstruction_term
 from facevae.params import TrainParams
+from facevae.workers import ALONE, Workers, share_statistics
 
 SIGMA_FACTOR = 10  # times the learning rate: alone it has as far to go as all weights together, in steps of that size
 
 
 class StepReport(NamedTuple):
-    """Reconstruction and KL (2,), means over the batch; the gradient's norm; whether the step was skipped."""
+    """Reconstruction and KL (2,), sums over this process's images; the gradient's norm; whether it was skipped."""
 
     terms: Tensor
     norm: Tensor
     skipped: Tensor
+
+
+class Objective(nn.Module):
+    """The two terms of a model's loss."""
+
+    def __init__(self, model: VAE, params: TrainParams, device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        self._params = params
+        self._device = device
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Reconstruction and KL (2,), sums over images (batch, channel, height, width) with noise (batch, latent_dim).
+
+        They are in float32 whatever the network is in.
+        """
+        with autocast(self._params.precision, self._device):
+            posterior = self.model.encode(images)
+            reconstruction = self.model.decode(posterior.at(noise))
+        likelihood, log_sigma = self._params.likelihood, self.model.log_sigma
+        errors = reconstruction_term(likelihood, reconstruction, images, log_sigma)
+        return torch.stack([errors.sum(), kl_nats(posterior).sum()])
 
 
 class Optimization:
@@ -36,28 +62,49 @@ class Optimization:
         What is trained.
     validated
         What is validated and kept: the model itself, or the average of its weights over the steps.
+    validation_objective
+        Its objective.
     step
         How many steps lie behind, those that were skipped among them.
     """
 
-    def __init__(self, model: VAE, params: TrainParams, steps_per_epoch: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: VAE,
+        params: TrainParams,
+        steps_per_epoch: int,
+        device: torch.device,
+        workers: Workers = ALONE,
+    ) -> None:
+        if workers.size > 1:
+            share_statistics(model)
         self.model = model
         self.params = params
         self.steps_per_epoch = steps_per_epoch
-        self.device = device
         self.step = 0
         model.log_sigma.requires_grad_(params.likelihood == "gaussian")
         self.adam = Adam(weight for weight in model.parameters() if weight is not model.log_sigma)
         self.sigma_adam = Adam([model.log_sigma] if model.log_sigma.requires_grad else [])
         self.validated = model if params.average_decay is None else copy.deepcopy(model)
+        self.validation_objective = Objective(self.validated, params, device)
+        self._objective = workers.parallel(Objective(model, params, device))
+        self._num_workers = workers.size
 
-    def take_step(self, images: Tensor, noise: Tensor) -> StepReport:
-        """Update the weights by a batch (batch, channel, height, width) and its noise (batch, latent_dim)."""
+    def take_step(self, parts: Sequence[tuple[Tensor, Tensor]], num_images: int) -> StepReport:
+        """Update the weights by a batch.
+
+        Parameters
+        ----------
+        parts
+            What this process computes of it, one after the other: images (batch, channel, height, width) and noise
+            (batch, latent_dim).
+        num_images
+            How many the batch has in all.
+        """
         buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch normalisation's running statistics
-        reconstruction, kl = self.terms(self.model, images, noise)
         for adam in (self.adam, self.sigma_adam):
             adam.zero_grad()
-        (reconstruction + kl_weight_at(self.params, (self.step + 1) / self.steps_per_epoch) * kl).backward()
+        terms = torch.stack([self._add_gradients(*part, num_images, part is parts[-1]) for part in parts]).sum(0)
         trained = [*self.adam.weights, *self.sigma_adam.weights]
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in trained if weight.grad is not None])
         skip = ~torch.isfinite(norm)
@@ -68,22 +115,23 @@ class Optimization:
         learning_rate = self.learning_rate(self.step)
         self.adam.step(learning_rate, divisor=divisor, skip=skip)
         self.sigma_adam.step(SIGMA_FACTOR * learning_rate, divisor=divisor, skip=skip)
-        self.model.log_sigma.data.clamp_(min=objective.LOG_SIGMA_FLOOR)
+        self.model.log_sigma.data.clamp_(min=LOG_SIGMA_FLOOR)
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(torch.where(skip, before, buffer))
         self.step += 1
         if self.params.average_decay is not None:
             self._average(self.params.average_decay)
-        return StepReport(torch.stack([reconstruction, kl]).detach(), norm, skip)
+        return StepReport(terms, norm, skip)
 
-    def terms(self, model: VAE, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction and KL, means over a batch, in float32 whatever the network is in."""
-        with autocast(self.params.precision, self.device):
-            posterior = model.encode(images)
-            reconstruction = model.decode(posterior.at(noise))
-        likelihood, log_sigma = self.params.likelihood, model.log_sigma
-        reconstruction_term = objective.reconstruction_term(likelihood, reconstruction, images, log_sigma)
-        return reconstruction_term.mean(), objective.kl_nats(posterior).mean()
+    def _add_gradients(self, images: Tensor, noise: Tensor, num_images: int, is_last: bool) -> Tensor:
+        """Add the gradients of a part of a batch, of all processes once they have the last one; give its terms."""
+        objective = self._objective
+        with objective.no_sync() if isinstance(objective, DistributedDataParallel) and not is_last else nullcontext():
+            terms: Tensor = objective(images, noise)
+            weights = terms.new_tensor([1.0, kl_weight_at(self.params, (self.step + 1) / self.steps_per_epoch)])
+            # DistributedDataParallel takes the mean over the processes of what is to be the mean over the images
+            (terms @ weights * (self._num_workers / num_images)).backward()
+        return terms.detach()
 
     def learning_rate(self, step: int) -> float:
         """That of a step, counted from 0."""

@@ -75,7 +75,8 @@ class TrainParams(Section):
     """The objective and its optimisation."""
 
     epochs: PositiveInt
-    batch_size: PositiveInt
+    batch_size: PositiveInt  # of all processes together
+    micro_batch_size: PositiveInt | None  # how much of a batch goes through the network at a time; None: all of it
     learning_rate: Positive
     learning_rate_decay: Literal["none", "cosine"]
     learning_rate_warmup_steps: Count
@@ -90,7 +91,8 @@ class TrainParams(Section):
     max_skipped_steps: Count
     precision: Precision
     device: Literal["auto", "cpu", "cuda"]
-    num_threads: Annotated[int, Field(gt=0, le=1024)]
+    num_threads: Annotated[int, Field(gt=0, le=1024)]  # of each process
+    launcher: Text  # the command that runs the stage, in place of `python`
 
 
 class ClassifierParams(Section):

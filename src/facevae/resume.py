@@ -8,6 +8,8 @@ import logging
 import os
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -33,11 +35,21 @@ class Header(BaseModel):
 class ResumeFile:
     """Where the progress of one training is kept.
 
-    It lies in the project's own folder also while DVC runs a queued experiment in another one, which it deletes.
+    It lies in the project's own folder also while DVC runs a queued experiment in another one, which it deletes. As a
+    context it is removed where that ends without an error.
     """
 
     def __init__(self, fingerprint: str) -> None:
         self.path = Path(os.environ.get("DVC_ROOT", "")) / FOLDER / fingerprint
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.remove()
 
     def load(self) -> Progress | None:
         """What was saved last; None where there is nothing, or nothing whole."""

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from facevae.batches import ImageReader, batches_of, num_batches, parts_of
 from facevae.binarization import binarize
 from facevae.errors import UserError
 from facevae.files import round_number
 from facevae.hardware import set_up_device
-from facevae.model import VAE, to_unit_range
+from facevae.model import VAE
 from facevae.optimization import Optimization, with_prefix
 from facevae.params import TrainParams
+from facevae.workers import ALONE, Workers
 
 REPORT_EVERY = 20  # steps between looks at numbers that live on the device
 
@@ -67,8 +69,9 @@ def train(
     params: TrainParams,
     *,
     seed: int,
-    start: Progress | None,
-    on_epoch: Callable[[Progress], None],
+    start: Progress | None = None,
+    on_epoch: Sequence[Callable[[Progress], None]] = (),
+    workers: Workers = ALONE,
 ) -> TrainingResult:
     """Train a VAE with Adam and keep the weights of the best epoch.
 
@@ -85,7 +88,9 @@ def train(
     start
         Where a training of the same arguments was, to go on from there to the same result; None: from the beginning.
     on_epoch
-        Called after each epoch.
+        What is called after each epoch.
+    workers
+        The processes that call this with the same arguments and train together; `start` is that of the first.
 
     Raises
     ------
@@ -93,69 +98,76 @@ def train(
         Too many steps exploded, or the validation loss is not finite: the message says what to change.
     """
     device = set_up_device(params)
-    loop = _Loop(model.to(device), params, len(train_images), device, seed)
-    validation_images = binarize(validation_images, params.binarization, seed)
+    loop = _Loop(model.to(device), params, len(train_images), device, seed, workers)
+    start = workers.from_leader(start)
     rows, best_weights = [], model.state_dict()
     if start is not None:
         rows = list(start.rows)
         best_weights = with_prefix(start.tensors, "best.")
         loop.optimization.restore(start.tensors, len(rows) * loop.steps_per_epoch)
     num_images, num_done = params.epochs * len(train_images), len(rows) * len(train_images)
-    with tqdm(total=num_images, initial=num_done, desc="train", unit="image", disable=None) as bar:
+    hidden = None if workers.leads else True  # None: where there is no terminal
+    reader, validation_reader = None, ImageReader(binarize(validation_images, params.binarization, seed), device)
+    with tqdm(total=num_images, initial=num_done, desc="train", unit="image", disable=hidden) as bar:
         for epoch in range(len(rows) + 1, params.epochs + 1):
-            images = binarize(train_images, params.binarization, seed, epoch)
-            numbers = {"epoch": epoch, **loop.train_epoch(images, epoch, bar), **loop.validate(validation_images)}
+            if reader is None or params.binarization == "per_epoch":
+                reader = ImageReader(binarize(train_images, params.binarization, seed, epoch), device)
+            numbers = {"epoch": epoch, **loop.train_epoch(reader, epoch, bar), **loop.validate(validation_reader)}
             rows.append({key: round_number(value) for key, value in numbers.items()})
             if not math.isfinite(rows[-1]["validation_loss"]):
                 raise UserError(f"the validation loss is {rows[-1]['validation_loss']} after epoch {epoch}. {_ADVICE}")
             if _best_epoch(rows) == epoch:
                 best_weights = copy.deepcopy(loop.optimization.validated.state_dict())
             best = {f"best.{name}": weight for name, weight in best_weights.items()}
-            on_epoch(Progress(rows, loop.optimization.tensors() | best))
+            for call in on_epoch:
+                call(Progress(rows, loop.optimization.tensors() | best))
     model.load_state_dict(best_weights)
     history = pd.DataFrame(rows).astype({"epoch": int, "skipped_steps": int})
     return TrainingResult(model.cpu().eval(), history, _best_epoch(rows))
 
 
-def num_batches(num_images: int, batch_size: int) -> int:
-    """How many batches an epoch has: a single image that is left over joins the batch before it.
-
-    Alone it would have no variance over which batch normalisation could normalise a map of one pixel.
-    """
-    whole, rest = divmod(num_images, batch_size)
-    return max(1, whole + (rest > 1))
-
-
 class _Loop:
     """An optimisation that is led through epochs."""
 
-    def __init__(self, model: VAE, params: TrainParams, num_images: int, device: torch.device, seed: int) -> None:
+    def __init__(
+        self,
+        model: VAE,
+        params: TrainParams,
+        num_images: int,
+        device: torch.device,
+        seed: int,
+        workers: Workers = ALONE,
+    ) -> None:
         self.params = params
         self.device = device
         self.seed = seed
+        self.workers = workers
         self.steps_per_epoch = num_batches(num_images, params.batch_size)
-        self.optimization = Optimization(model, params, self.steps_per_epoch, device)
+        self.optimization = Optimization(model, params, self.steps_per_epoch, device, workers)
 
-    def train_epoch(self, images: NDArray[np.uint8], epoch: int, bar: "tqdm[NoReturn]") -> EpochRow:
+    def train_epoch(self, reader: ImageReader, epoch: int, bar: "tqdm[NoReturn]") -> EpochRow:
         """One pass over all images in a new order; means are over the steps that were taken."""
         optimization = self.optimization
         optimization.model.train()
-        order, noise = self._randomness_of(epoch)
+        order, generator = self._randomness_of(epoch)
+        batches = list(batches_of(order.permutation(len(reader)), self.params.batch_size))
+        read = reader.read(batch[part] for batch in batches for part in self._parts(len(batch)))
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # reconstruction, KL
         num_taken = torch.zeros((), dtype=torch.float64, device=self.device)  # images of steps that were not skipped
         num_skipped = torch.zeros((), device=self.device)
         largest_norm = torch.zeros((), device=self.device)
-        for batch in _batches(images, self.params.batch_size, order.permutation(len(images))):
-            inputs = self._flip_some(to_unit_range(batch, self.device), noise)
-            terms, norm, skipped = optimization.take_step(inputs, self._noise(len(batch), noise))
-            totals += torch.where(skipped, 0.0, terms) * len(batch)
+        for batch in batches:
+            flipped, noise = self._flipped(len(batch), generator), self._noise(len(batch), generator)
+            parts = [(self._flip(next(read), flipped[part]), noise[part]) for part in self._parts(len(batch))]
+            terms, norm, skipped = optimization.take_step(parts, len(batch))
+            totals += torch.where(skipped, 0.0, terms)
             num_taken += torch.where(skipped, 0, len(batch))
             num_skipped += skipped
             largest_norm = torch.where(skipped, largest_norm, torch.maximum(largest_norm, norm))
             bar.update(len(batch))
             if optimization.step % REPORT_EVERY == 0 or optimization.step % self.steps_per_epoch == 0:
                 self._check_skipped(int(num_skipped))
-                row = self._row("train", totals, float(num_taken))
+                row = self._row("train", self.workers.total(totals), float(num_taken))
                 bar.set_postfix({key.removeprefix("train_"): f"{value:.1f}" for key, value in row.items()})
         return {
             **row,
@@ -165,15 +177,22 @@ class _Loop:
         }
 
     @torch.no_grad()
-    def validate(self, images: NDArray[np.uint8]) -> EpochRow:
+    def validate(self, reader: ImageReader) -> EpochRow:
         """Means over all images, in evaluation mode, with the same noise every time."""
-        model = self.optimization.validated.eval()
-        noise = torch.Generator(self.device).manual_seed(self.seed)
+        objective = self.optimization.validation_objective.eval()
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        batches = list(batches_of(np.arange(len(reader)), self.params.batch_size))
+        read = reader.read(batch[part] for batch in batches for part in self._parts(len(batch)))
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for batch in _batches(images, self.params.batch_size, np.arange(len(images))):
-            inputs = to_unit_range(batch, self.device)
-            totals += torch.stack(self.optimization.terms(model, inputs, self._noise(len(batch), noise))) * len(batch)
-        return self._row("validation", totals, len(images))
+        for batch in batches:
+            noise = self._noise(len(batch), generator)
+            for part in self._parts(len(batch)):
+                totals += objective(next(read), noise[part])
+        return self._row("validation", self.workers.total(totals), len(reader))
+
+    def _parts(self, num_images: int) -> list[slice]:
+        """What this process computes of a batch, one after the other."""
+        return [self.workers.share(*bounds) for bounds in parts_of(num_images, self.params.micro_batch_size)]
 
     def _randomness_of(self, epoch: int) -> tuple[np.random.Generator, torch.Generator]:
         """Generators of the order and of the noise; dropout draws from the global one, which is seeded too.
@@ -181,19 +200,23 @@ class _Loop:
         An epoch's randomness depends on its number alone, so that a training can go on from any of them.
         """
         seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + self.workers.rank)
         return np.random.default_rng(seed), torch.Generator(self.device).manual_seed(seed)
 
     def _noise(self, num_images: int, generator: torch.Generator) -> Tensor:
         latent_dim = self.optimization.model.params.latent_dim
         return torch.randn(num_images, latent_dim, generator=generator, device=self.device)
 
-    def _flip_some(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Every other image, by chance, as in a mirror: a face is as likely to look left as right."""
+    def _flipped(self, num_images: int, generator: torch.Generator) -> Tensor:
+        """Which images are seen as in a mirror: every other by chance, as a face may look left as well as right."""
+        if not self.params.horizontal_flip:
+            return torch.zeros(num_images, dtype=torch.bool, device=self.device)
+        return torch.rand(num_images, generator=generator, device=self.device) < 0.5
+
+    def _flip(self, images: Tensor, flipped: Tensor) -> Tensor:
         if not self.params.horizontal_flip:
             return images
-        flipped = torch.rand(len(images), 1, 1, 1, generator=generator, device=self.device) < 0.5
-        return torch.where(flipped, images.flip(3), images)
+        return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
     def _row(self, split: str, totals: Tensor, num_images: float) -> EpochRow:
         """Mean reconstruction and KL, and the loss that they add up to at the full weight of the KL."""
@@ -218,13 +241,6 @@ def _best_epoch(rows: list[EpochRow]) -> int:
     """The first one with the lowest validation loss, counted from 1."""
     losses = [row["validation_loss"] for row in rows]
     return 1 + losses.index(min(losses))
-
-
-def _batches(images: NDArray[np.uint8], batch_size: int, order: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-    last = num_batches(len(order), batch_size) - 1
-    for index in range(last + 1):
-        start = index * batch_size
-        yield images[order[start:] if index == last else order[start : start + batch_size]]
 
 
 _ADVICE = (

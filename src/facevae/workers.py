@@ -1,0 +1,165 @@
+"""Several processes that train one model together, each a part of every batch, as torchrun starts them.
+
+Losses, gradients and the statistics of batch normalisation are those of the whole batch, so that one process and many
+come to the same weights, but for rounding.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from facevae.errors import UserError
+from facevae.hardware import set_up_device
+from facevae.params import TrainParams
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes of one training; by default there is this one alone.
+
+    Attributes
+    ----------
+    rank
+        Which one of them this process is, from 0.
+    size
+        How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one that writes and tracks."""
+        return self.rank == 0
+
+    def share(self, start: int, stop: int) -> slice:
+        """What this process computes of consecutive things; the shares differ by one at most, and may be empty."""
+        bounds = (start + (stop - start) * rank // self.size for rank in (self.rank, self.rank + 1))
+        return slice(*bounds)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of the tensors that all processes give."""
+        if self.size > 1:
+            values = values.clone()
+            distributed.all_reduce(values)
+        return values
+
+    def from_leader(self, value: T) -> T:
+        """What the first process gives, for all."""
+        if self.size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values)
+        return values[0]
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """The module with its gradients averaged over the processes."""
+        return module if self.size == 1 else DistributedDataParallel(module)
+
+
+ALONE = Workers()
+
+
+@contextmanager
+def joined_workers(params: TrainParams, fingerprint: str) -> Iterator[Workers]:
+    """Join the processes that torchrun has started; where it has not, there is this one alone.
+
+    Raises
+    ------
+    UserError
+        A process is about to train something else: its fingerprint is not this one.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield ALONE
+        return
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if set_up_device(params).type == "cuda" else "gloo")
+    workers = Workers(distributed.get_rank(), distributed.get_world_size())
+    _refuse_others(fingerprint, workers)
+    yield workers
+    distributed.destroy_process_group()  # not after an error: it would wait for the others, which torchrun ends
+
+
+def _refuse_others(fingerprint: str, workers: Workers) -> None:
+    fingerprints: list[Any] = [None] * workers.size
+    distributed.all_gather_object(fingerprints, fingerprint)
+    if others := [rank for rank, other in enumerate(fingerprints) if other != fingerprints[0]]:
+        raise UserError(
+            f"of {workers.size} processes that were to train together, those of rank {others} have other params, data, "
+            "code, versions or processors than the first: give all machines the same"
+        )
+
+
+def _end_with(parent: int) -> None:
+    """A process would train on where torchrun has been killed and cannot end it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Have batch normalisation be over the images of all processes."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                shared = SharedBatchNorm2d(child.num_features)
+                shared.load_state_dict(child.state_dict())
+                setattr(parent, name, shared.to(child.weight.device))
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation (arXiv 1502.03167) by the mean and variance over the images of all processes.
+
+    PyTorch's SyncBatchNorm is for GPUs alone, and refuses a process that has no image.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (batch, channel, height, width), of the same shape again."""
+        if not self.training:
+            return super().forward(features)
+        values = features.float()
+        count = values.new_tensor([values.numel() / self.num_features])
+        sums = _Total.apply(torch.cat([values.sum((0, 2, 3)), count]))
+        num_values = sums[-1].detach()
+        mean = sums[:-1] / num_values
+        centred = values - mean[:, None, None]
+        variance = _Total.apply(centred.square().sum((0, 2, 3))) / num_values
+        self._note(mean.detach(), variance.detach() * num_values / (num_values - 1))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        normalized: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
+        return normalized.to(features.dtype)
+
+    def _note(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics, as `nn.BatchNorm2d` does."""
+        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
+            assert running is not None
+            running.lerp_(value, self.momentum or 0.0)
+
+
+class _Total(torch.autograd.Function):
+    """The sum over all processes; each process's share has the gradient that all of them give the sum."""
+
+    @staticmethod
+    def forward(_context: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        distributed.all_reduce(total)
+        return total

@@ -1,0 +1,105 @@
+"""Trainings by several processes, which torchrun starts."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import nn
+from train_together import histories
+
+from facevae.workers import ALONE, SharedBatchNorm2d, Workers, share_statistics
+
+SCRIPT = Path(__file__).with_name("train_together.py")
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {"train__epochs": 3},
+    "all": {
+        "train__epochs": 3,
+        "train__likelihood": "gaussian",
+        "train__average_decay": 0.9,
+        "train__horizontal_flip": True,
+        "train__clip_gradient_norm": 100.0,
+        "train__micro_batch_size": 5,
+        "model__normalization": "batch",
+    },
+    "fewer images than processes": {"train__epochs": 3, "train__batch_size": 2, "model__normalization": "group"},
+}
+
+
+def start_together(num_processes: int, cases: dict[str, Any], target: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, str(SCRIPT), json.dumps(cases), str(target)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_many_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+    process = start_together(3, CASES, tmp_path / "history.json")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    together = json.loads((tmp_path / "history.json").read_text())
+    for name, rows in histories(CASES, ALONE).items():
+        for row, other in zip(rows, together[name], strict=True):
+            assert other == pytest.approx(row, rel=1e-4), name
+
+
+def test_processes_that_would_train_something_else_are_refused(tmp_path: Path) -> None:
+    process = start_together(2, {"differ": {}}, tmp_path / "history.json")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "error: of 2 processes that were to train together, those of rank [1] have other params, data, code" in said
+
+
+@pytest.mark.parametrize("killed", ["worker", "torchrun"])
+def test_where_one_process_is_killed_all_end(tmp_path: Path, killed: str) -> None:
+    process = start_together(2, {"long": {"train__epochs": 100_000}}, tmp_path / "history.json")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "history.begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) == 2
+    os.kill(workers[1].pid if killed == "worker" else process.pid, signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+    assert not (tmp_path / "history.json").exists()
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_shares_make_up_the_whole(size: int) -> None:
+    shares = [range(100)[Workers(rank, size).share(10, 17)] for rank in range(size)]
+    assert [index for share in shares for index in share] == list(range(10, 17))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_statistics_are_those_of_torch_where_all_images_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda _: None)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    images = torch.randn(5, 3, 8, 8, requires_grad=True)
+    expected = model(images)
+    expected.square().sum().backward()
+    gradient, statistics = images.grad, copy.deepcopy(model.state_dict())
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    images.grad = None
+    share_statistics(model)
+    assert isinstance(model[1], SharedBatchNorm2d)
+    found = model(images)
+    found.square().sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(images.grad, gradient, atol=1e-4, rtol=1e-4)
+    for name in ("1.running_mean", "1.running_var"):
+        torch.testing.assert_close(model.state_dict()[name], statistics[name])

@@ -20,7 +20,7 @@ from facevae.inference import decode_all, encode_all
 from facevae.metrics import ssim
 from facevae.model import VAE, to_unit_range
 
-RANDOM = "random"  # the control: a direction that means nothing, as long as the difference of means
+RANDOM = "random"  # the control: for each image a direction that means nothing, as long as the difference of means
 
 Strengths = dict[tuple[str, str], float]  # by method and attribute
 
@@ -90,22 +90,12 @@ def _rows_at(table: pd.DataFrame, strengths: Strengths) -> pd.DataFrame:
     return table[np.array(is_meant, dtype=bool)]
 
 
-def with_control(fitted: Mapping[Method, Directions], seed: int) -> dict[str, Directions]:
-    """The directions by each method, and as `RANDOM` such as mean nothing, each as long as its difference of means."""
-    generator = torch.Generator().manual_seed(seed)
-    control = {}
-    for name, vector in fitted["difference"].items():
-        noise = torch.randn(vector.shape, generator=generator)
-        control[name] = noise * vector.norm() / noise.norm()
-    return {**dict(fitted.items()), RANDOM: control}
-
-
 def study_edits(
     model: VAE,
     classifier: Classifier,
     images: NDArray[np.uint8],
     attributes: pd.DataFrame,
-    directions: Mapping[str, Directions],
+    directions: Mapping[Method, Directions],
     edited: Sequence[str],
     strengths: Sequence[float],
     *,
@@ -121,7 +111,7 @@ def study_edits(
     images, attributes
         Held-out images (N, height, width, channels) and their attributes.
     directions
-        By method, with the control.
+        By method, the difference of means among them. The control is added.
     edited
         The attributes to edit.
     strengths
@@ -138,13 +128,22 @@ def study_edits(
         subjects = _Subjects(model, classifier, np.array(images[chosen]), has[chosen], attribute, batch_size)
         if len(subjects.latent) == 0:
             continue
-        for method, fitted in directions.items():
+        judged: dict[str, Tensor] = {method: fitted[attribute] for method, fitted in directions.items()}
+        judged[RANDOM] = _random_directions(subjects.latent, judged["difference"].norm(), generator)
+        for method, direction in judged.items():
             for strength in strengths:
                 key = {"attribute": attribute, "method": method, "strength": strength}
-                row, change = subjects.judge_edit(fitted[attribute], strength, generator, num_bootstraps)
+                row, change = subjects.judge_edit(direction, strength, generator, num_bootstraps)
                 rows.append(key | row)
                 changes.extend(key | {"judged": name, "change": value} for name, value in change.items())
     return EditStudy(pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(changes, columns=CHANGE_COLUMNS))
+
+
+def _random_directions(latent: Tensor, length: Tensor, generator: np.random.Generator) -> Tensor:
+    """One for each latent (N, latent_dim): a single one for all might by chance mean something."""
+    noise = torch.from_numpy(generator.standard_normal(latent.shape)).to(latent.dtype)
+    directions: Tensor = noise * (length / noise.norm(dim=1, keepdim=True))
+    return directions
 
 
 class _Subjects:
@@ -174,7 +173,10 @@ class _Subjects:
     def judge_edit(
         self, direction: Tensor, strength: float, generator: np.random.Generator, num_bootstraps: int
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """A row of the table without its key, and the mean change of each attribute's probability."""
+        """A row of the table without its key, and the mean change of each attribute's probability.
+
+        The direction is (latent_dim,), or (N, latent_dim) with one for each image.
+        """
         latent = edit(self.latent, self.sign * direction, strength)
         pictures = decode_all(self.model, latent, self.batch_size)
         probabilities = judge(self.classifier, pictures, self.batch_size).probabilities

@@ -9,7 +9,7 @@ from facevae.attributes import Directions, FittedDirections, Method, auc_table, 
 from facevae.binarization import binarize
 from facevae.checkpoint import Header, require_shape
 from facevae.classifier import Classifier
-from facevae.edits import RANDOM, EditStudy, Strengths, study_edits, with_control
+from facevae.edits import RANDOM, EditStudy, Strengths, study_edits
 from facevae.errors import UserError
 from facevae.files import require_finite
 from facevae.inference import encode_all
@@ -150,7 +150,7 @@ class _Measure:
             self.classifier,
             split.images,
             split.attributes,
-            with_control(directions, self.seed),
+            directions,
             self.params.attributes,
             self.params.strengths,
             num_images=self.params.num_edited_images,

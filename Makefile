@@ -55,7 +55,7 @@ lock:
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet uv
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--extra dev --extra fid --output-file requirements.lock pyproject.toml
+		--extra dev --extra dask --extra fid --output-file requirements.lock pyproject.toml
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-deps --output-file benchmarks/requirements.lock benchmarks/requirements.in
 

@@ -6,33 +6,23 @@ whole. This module imports no torch.
 
 import hashlib
 import math
-import multiprocessing
-import os
 import shutil
-import signal
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from facevae.decoding import decode_in_order
 from facevae.errors import UserError
 from facevae.files import replace_folder, write_bytes
-from facevae.images import BadImageError, fit_image
 from facevae.params import DataParams
 from facevae.prepared import ATTRIBUTES, MANIFEST, SPLITS, ArrayWriter, BadFile, Manifest, data_digest
 from facevae.sources.source import Source
 
 CHUNK_BYTES = 2**22  # pixels that a process decodes at a time
 MAX_LISTED = 20  # bad files that an error names
-
-Chunk = tuple[NDArray[np.uint8], list[tuple[int, str]]]
 
 
 def prepare(source: Source, params: DataParams, seed: int, target: Path) -> Manifest:
@@ -96,9 +86,8 @@ def _write(source: Source, splits: NDArray[np.str_], params: DataParams, folder:
     bad_images: list[tuple[int, str]] = []
     with ExitStack() as stack:
         arrays = {split: stack.enter_context(ArrayWriter(folder / f"{split}.npy", shape)) for split in SPLITS}
-        pool = stack.enter_context(_pool(source, params))
         bar = stack.enter_context(tqdm(total=len(source.names), desc="prepare", unit="image", disable=None))
-        for start, (images, bad) in _decode_in_order(pool, len(source.names), chunk_size):
+        for start, (images, bad) in decode_in_order(source.read, params, len(source.names), chunk_size):
             chunk = np.delete(splits[start : start + len(images) + len(bad)], [position - start for position, _ in bad])
             for split in SPLITS:
                 arrays[split].append(images[chunk == split])
@@ -144,57 +133,3 @@ def _write_attributes(source: Source, splits: NDArray[np.str_], path: Path) -> s
     content = "".join(part.to_csv(header=i == 0, lineterminator="\n") for i, part in enumerate(ordered)).encode()
     write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
-
-
-_work: tuple[Source, DataParams] | None = None  # what a process of the pool decodes, handed over once at its start
-
-
-def _pool(source: Source, params: DataParams) -> Executor:
-    return ProcessPoolExecutor(os.cpu_count(), initializer=_start_process, initargs=(source, params))
-
-
-def _start_process(source: Source, params: DataParams) -> None:
-    global _work
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a word; the stage itself tells of the interrupt
-    _work = source, params
-    Thread(target=_end_with_the_stage, daemon=True).start()
-
-
-def _end_with_the_stage() -> None:
-    """A process of the pool would wait for work for ever where the stage has been killed."""
-    if stage := multiprocessing.parent_process():
-        stage.join()
-        os._exit(1)
-
-
-def _decode_in_order(pool: Executor, num_images: int, chunk_size: int) -> Iterator[tuple[int, Chunk]]:
-    """Chunks in the order of the source, a bounded number of them under way."""
-    pending: deque[tuple[int, Future[Chunk]]] = deque()
-    try:
-        for start in range(0, num_images, chunk_size):
-            pending.append((start, pool.submit(_decode, start, min(start + chunk_size, num_images))))
-            if len(pending) > 2 * (os.cpu_count() or 1):
-                first, chunk = pending.popleft()
-                yield first, chunk.result()
-        for first, chunk in pending:
-            yield first, chunk.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a process that reads images was killed, most likely since memory ran out: close other programs, or make "
-            "the images smaller, and run this again"
-        ) from error
-
-
-def _decode(start: int, stop: int) -> Chunk:
-    """The usable images of a chunk, and the position and reason of each of the others."""
-    assert _work is not None
-    source, params = _work
-    images = np.empty((stop - start, params.image_size, params.image_size, params.channels), np.uint8)
-    bad: list[tuple[int, str]] = []
-    for position in range(start, stop):
-        try:
-            image = source.read(position)
-            images[position - start - len(bad)] = fit_image(image, params.image_size, params.channels, params.crop)
-        except BadImageError as error:
-            bad.append((position, str(error)))
-    return images[: len(images) - len(bad)], bad

@@ -1,0 +1,34 @@
+"""The speed benchmark: each part compares within one run, and its rows go to benchmarks/results/ with the hardware."""
+
+import argparse
+import importlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from measuring import ROOT, as_table, hardware
+
+from facevae.errors import reported_errors
+
+PARTS = ("throughput", "time_to_quality", "prepare", "start", "scaling")
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("images", type=Path, help="a folder with img_align_celeba/ and list_attr_celeba.txt")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts; all by default")
+    arguments = parser.parse_args()
+    (ROOT / ".facevae").mkdir(exist_ok=True)
+    with reported_errors():
+        for part in arguments.only:
+            print(f"{part}:", flush=True)
+            rows = importlib.import_module(f"bench_{part}").measure(arguments.images.resolve(), ROOT)
+            result = {"hardware": hardware(), "rows": [asdict(row) for row in rows]}
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"{part}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            print(as_table(rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""How fast images are prepared: JPEGs of CelebA's size, 178 x 218, to 128 x 128, from 8,000 to as many as CelebA has.
+
+The faces at hand are enlarged to that size once, and named again and again by links.
+"""
+
+import threading
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import psutil
+from measuring import Row, interleaved
+from PIL import Image
+
+from facevae.params import DataParams
+from facevae.preparation import prepare
+from facevae.sources import open_source
+
+COUNTS = (8000, 32000, 202_599)
+SIZE = (178, 218)
+NUM_FILES = 2000  # that differ
+NUM_REPEATS = 3
+
+
+def measure(images: Path, root: Path) -> list[Row]:
+    rows = []
+    with TemporaryDirectory(dir=root / ".facevae") as name:
+        folder = Path(name)
+        attributes = (images / "list_attr_celeba.txt").read_text(encoding="utf-8").splitlines()
+        originals = _enlarged(images / "img_align_celeba", folder / "large")
+        rates: dict[str, float] = {}
+        peaks: dict[str, float] = {}
+        for count in COUNTS:
+            source = _repeated(originals, attributes, folder / str(count), count)
+            title = f"{count:,} images"
+
+            def run(source: Path = source, count: int = count, title: str = title) -> float:
+                with _MemoryPeak() as peak:
+                    start = time.perf_counter()
+                    _prepare(source, folder / "prepared")
+                    seconds = time.perf_counter() - start
+                peaks[title] = max(peak.gibibytes, peaks.get(title, 0))
+                return count / seconds
+
+            rates |= interleaved({title: run}, NUM_REPEATS if count < COUNTS[-1] else 1)
+        first = rates[f"{COUNTS[0]:,} images"]
+        for title, rate in rates.items():
+            rows.append(Row(f"prepare {title}", rate, "images/s", f"{COUNTS[0]:,} images", rate / first))
+            rows.append(Row(f"prepare {title}: memory of all processes", peaks[title], "GiB"))
+    return rows
+
+
+def _prepare(source: Path, target: Path) -> None:
+    data = DataParams(
+        source="celeba",
+        root=str(source),
+        num_images=None,
+        image_size=128,
+        channels=3,
+        crop=None,
+        split="random",
+        validation_fraction=0.1,
+        test_fraction=0.1,
+        on_bad_image="fail",
+    )
+    prepare(open_source(data, 0), data, 0, target)
+
+
+def _enlarged(source: Path, target: Path) -> list[Path]:
+    target.mkdir()
+    paths = []
+    for path in sorted(source.iterdir())[:NUM_FILES]:
+        with Image.open(path) as image:
+            image.convert("RGB").resize(SIZE, Image.Resampling.BICUBIC).save(target / path.name, quality=92)
+        paths.append(target / path.name)
+    return paths
+
+
+def _repeated(originals: list[Path], attributes: list[str], folder: Path, count: int) -> Path:
+    """A folder in CelebA's layout with this many images."""
+    (folder / "img_align_celeba").mkdir(parents=True)
+    values = [line.split(maxsplit=1)[1] for line in attributes[2:]]
+    lines = [str(count), attributes[1]]
+    for index, original in enumerate(np.resize(np.array(originals, dtype=object), count)):
+        name = f"{index + 1:06d}.jpg"
+        (folder / "img_align_celeba" / name).hardlink_to(original)
+        lines.append(f"{name} {values[index % len(values)]}")
+    (folder / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+class _MemoryPeak:
+    """The most memory that this process and its children hold between them, what they share counted once."""
+
+    gibibytes = 0.0
+
+    def __enter__(self) -> "_MemoryPeak":
+        self._end = threading.Event()
+        self._before = psutil.Process().memory_full_info().uss
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        while not self._end.wait(0.2):
+            total = -self._before
+            for process in (own, *own.children()):
+                try:
+                    total += process.memory_full_info().uss
+                except psutil.Error:
+                    continue
+            self.gibibytes = max(self.gibibytes, total / 2**30)

@@ -1,0 +1,46 @@
+"""What the pipeline costs beside its work: starting, importing, DVC and MLflow, with nothing much to compute.
+
+The clone's params ask for so little that what is left is overhead. A repro that has nothing to do is measured too.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+from measuring import ROOT, Row, interleaved, seconds_of
+from trial import SMALL, Trial
+
+NUM_REPEATS = 3
+TINY = {
+    **SMALL,
+    "data": {"num_images": 100, "image_size": 16},
+    "train": {"epochs": 1, "num_threads": 1, "kl_warmup_epochs": 1.0},
+    "classifier": {"epochs": 1},
+}
+
+
+def measure(_: Path, root: Path) -> list[Row]:
+    stages = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+    with TemporaryDirectory(dir=root / ".facevae") as name:
+        trial = Trial(Path(name) / "clone", TINY)
+        trial.finish()
+
+        def again() -> None:
+            trial.start_over()
+            trial.finish()
+
+        def stage(name: str) -> None:
+            environment = {**os.environ, "PYTHONPATH": "src"}
+            command = [sys.executable, f"stages/{name}.py"]
+            subprocess.run(command, cwd=trial.folder, env=environment, check=True, capture_output=True)
+
+        contenders = {
+            "whole repro with nothing much to compute": lambda: seconds_of(again),
+            "repro with nothing to do": lambda: seconds_of(trial.finish),
+            **{f"stage {name} alone": lambda name=name: seconds_of(lambda: stage(name)) for name in stages},  # type: ignore[misc]
+        }
+        seconds = interleaved(contenders, NUM_REPEATS)
+    return [Row(title, value, "s") for title, value in seconds.items()]

@@ -1,0 +1,274 @@
+"""How many images a second our loop trains, beside the original's loop, pythae's trainer and Lightning's.
+
+All train the same networks on the same faces at 64 x 64. The original's loop decodes JPEGs in two processes of a
+DataLoader, in float32 and NCHW, and asks for three numbers a step; the others have their images in memory.
+"""
+
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from gpu import flops_per_image, peak_flops
+from measuring import Row, compared, interleaved
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from facevae.hardware import set_up_device, uses_bfloat16
+from facevae.images import fit_image, read_image
+from facevae.model import feature_shape, new_model, to_unit_range
+from facevae.optimization import Objective, Optimization
+from facevae.params import Params, parse_params
+from facevae.training import Progress, train
+
+IMAGE_SIZE = 64
+NUM_REPEATS = 3
+PEAK_SIZE = 2048  # of the square matrices that give the peak
+
+
+class PlainVAE(nn.Module):
+    """The same networks, with features in PyTorch's default order of memory, and the loss of the original."""
+
+    def __init__(self, params: Params) -> None:
+        super().__init__()
+        self.vae = new_model(params.model, IMAGE_SIZE, 3, seed=0).to(memory_format=torch.contiguous_format)
+        self.vae.log_sigma.requires_grad_(False)
+        self.feature_shape = feature_shape(params.model, IMAGE_SIZE)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, reconstruction term and KL, means over images (batch, channel, height, width)."""
+        posterior = self.vae.encode(images)
+        decoder = self.vae.decoder
+        features = decoder.features(posterior.at(torch.randn_like(posterior.mean))).unflatten(1, self.feature_shape)
+        reconstruction = torch.sigmoid(decoder.blocks(features).float())
+        error = functional.mse_loss(reconstruction, images, reduction="sum") / len(images)
+        kl = -0.5 * (1 + posterior.log_variance - posterior.mean.square() - posterior.log_variance.exp()).sum(1).mean()
+        return error + kl, error, kl
+
+
+class Faces(Dataset[Tensor]):
+    """JPEG files, decoded when they are asked for."""
+
+    def __init__(self, files: list[Path]) -> None:
+        from torchvision import transforms
+
+        self._files = files
+        steps = [transforms.CenterCrop(89), transforms.Resize((IMAGE_SIZE, IMAGE_SIZE)), transforms.ToTensor()]
+        self._transform = transforms.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with Image.open(self._files[index]) as image:
+            transformed: Tensor = self._transform(image.convert("RGB"))
+        return transformed
+
+
+class Contenders:
+    """One way of training each, on the same files; every method gives the images a second of an epoch."""
+
+    def __init__(self, params: Params, files: list[Path]) -> None:
+        self.params = params
+        self.files = files
+        self.images: NDArray[np.uint8] = np.stack([fit_image(read_image(path), IMAGE_SIZE, 3, None) for path in files])
+        self._batch_size = params.train.batch_size
+        self._learning_rate = params.train.learning_rate
+
+    def ours(self, **changes: object) -> float:
+        """Our own loop; `changes` are of its params."""
+        params = self.params.train.model_copy(update={"epochs": 2, "max_skipped_steps": 10**6, **changes})
+        ends: list[float] = []
+
+        def note(_: Progress) -> None:
+            ends.append(time.perf_counter())
+
+        model = new_model(self.params.model, IMAGE_SIZE, 3, seed=0)
+        train(model, self.images, self.images[:2], params, seed=0, on_epoch=[note])
+        return len(self.images) / (ends[1] - ends[0])
+
+    def original(self) -> float:
+        """The original's loop."""
+        model = PlainVAE(self.params)
+        optimizer = torch.optim.Adam(model.vae.parameters(), lr=self._learning_rate)
+        loader = DataLoader(Faces(self.files), self._batch_size, shuffle=True, num_workers=2)
+        totals = [0.0, 0.0, 0.0]
+        for _ in range(2):
+            start = time.perf_counter()
+            for images in loader:
+                optimizer.zero_grad()
+                terms = model(images)
+                terms[0].backward()
+                optimizer.step()
+                totals = [total + term.item() for total, term in zip(totals, terms, strict=True)]
+        return len(self.images) / (time.perf_counter() - start)
+
+    def pythae(self) -> float:
+        """pythae's trainer."""
+        from pythae import models
+        from pythae.models.base.base_utils import ModelOutput
+        from pythae.models.nn import BaseDecoder, BaseEncoder
+        from pythae.trainers import BaseTrainer, BaseTrainerConfig
+        from pythae.trainers.training_callbacks import TrainingCallback
+
+        plain = PlainVAE(self.params)
+
+        class Encoder(BaseEncoder):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = plain.vae.encoder
+
+            def forward(self, images: Tensor) -> Any:
+                posterior = self.network(images)
+                return ModelOutput(embedding=posterior.mean, log_covariance=posterior.log_variance)
+
+        class Decoder(BaseDecoder):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = plain.vae.decoder
+
+            def forward(self, latent: Tensor) -> Any:
+                features = self.network.features(latent).unflatten(1, plain.feature_shape)
+                return ModelOutput(reconstruction=torch.sigmoid(self.network.blocks(features)))
+
+        ends: list[float] = []
+
+        class Clock(TrainingCallback):  # type: ignore[misc]
+            def on_epoch_end(self, *_: object, **__: object) -> None:
+                ends.append(time.perf_counter())
+
+        config = models.VAEConfig(
+            input_dim=(3, IMAGE_SIZE, IMAGE_SIZE), latent_dim=self.params.model.latent_dim, reconstruction_loss="mse"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = BaseTrainer(
+                models.VAE(config, Encoder(), Decoder()),
+                train_dataset=_pythae_dataset(self._tensor()),
+                training_config=BaseTrainerConfig(
+                    output_dir=folder,
+                    num_epochs=2,
+                    per_device_train_batch_size=self._batch_size,
+                    learning_rate=self._learning_rate,
+                    no_cuda=True,
+                ),
+                callbacks=[Clock()],
+            )
+            trainer.train()
+        return len(self.images) / (ends[1] - ends[0])
+
+    def lightning(self, precision: str = "32-true") -> float:
+        """Lightning's trainer, with nothing on that costs time but its progress bar."""
+        import pytorch_lightning as lightning
+
+        networks, learning_rate = PlainVAE(self.params), self._learning_rate
+        ends: list[float] = []
+
+        class Module(lightning.LightningModule):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.networks = networks
+
+            def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+                loss: Tensor
+                loss, error, kl = self.networks(batch[0])
+                self.log_dict({"loss": loss, "error": error, "kl": kl})
+                return loss
+
+            def on_train_epoch_end(self) -> None:
+                ends.append(time.perf_counter())
+
+            def configure_optimizers(self) -> torch.optim.Optimizer:
+                return torch.optim.Adam(self.parameters(), lr=learning_rate)
+
+        loader = DataLoader(TensorDataset(self._tensor()), self._batch_size, shuffle=True)
+        trainer = lightning.Trainer(
+            max_epochs=2, accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(Module(), loader)
+        return len(self.images) / (ends[1] - ends[0])
+
+    def step_and_arithmetic(self, num_steps: int = 60) -> tuple[float, float]:
+        """Seconds of a step of our loop, and of what is mathematics in it: forward, backward, Adam; medians."""
+        device = set_up_device(self.params.train)
+        model = new_model(self.params.model, IMAGE_SIZE, 3, seed=0)
+        optimization = Optimization(model, self.params.train, 10**6, device)
+        objective = Objective(model, self.params.train, device)
+        images = to_unit_range(self.images[: self._batch_size], device)
+        noise = torch.randn(len(images), self.params.model.latent_dim)
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+
+        def arithmetic() -> None:
+            objective(images, noise).sum().backward()
+            optimization.adam.step(1e-6)
+            for weight in weights:
+                weight.grad = None
+
+        def step() -> None:
+            optimization.take_step([(images, noise)], len(images))
+
+        seconds: dict[str, list[float]] = {"arithmetic": [], "step": []}
+        for _ in range(num_steps):
+            for name, action in (("arithmetic", arithmetic), ("step", step)):
+                start = time.perf_counter()
+                action()
+                seconds[name].append(time.perf_counter() - start)
+        return float(np.median(seconds["step"][5:])), float(np.median(seconds["arithmetic"][5:]))
+
+    def _tensor(self) -> Tensor:
+        return to_unit_range(self.images, torch.device("cpu")).contiguous()
+
+
+def _pythae_dataset(images: Tensor) -> Any:
+    from pythae.data.datasets import BaseDataset
+
+    return BaseDataset(images, torch.zeros(len(images)))
+
+
+def measure(images: Path, root: Path) -> list[Row]:
+    """Rows for the demo's model, and for the documented original on fewer images, since it is large."""
+    for name in ("pythae", "pytorch_lightning", "lightning_utilities"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    files = sorted((images / "img_align_celeba").iterdir())
+    rows = []
+    for title, preset, num_images in (("demo's model", "params.yaml", 1024), ("documented", "presets/celeba.yaml", 96)):
+        params = _params(root / preset)
+        contenders = Contenders(params, files[:num_images])
+        choices: dict[str, Callable[[], float]] = {
+            "our loop": contenders.ours,
+            "our loop in float32": lambda contenders=contenders: contenders.ours(precision="float32"),  # type: ignore[misc]
+            "original's loop": contenders.original,
+            "pythae's trainer": contenders.pythae,
+            "Lightning's trainer": contenders.lightning,
+            "Lightning's trainer, bf16-mixed": lambda contenders=contenders: contenders.lightning("bf16-mixed"),  # type: ignore[misc]
+        }
+        device = set_up_device(params.train)
+        rates = interleaved({f"{title}: {name}": choice for name, choice in choices.items()}, NUM_REPEATS)
+        rows += compared(rates, f"{title}: our loop", "images/s", faster_is="more")
+        flops = rates[f"{title}: our loop"] * flops_per_image(params, device)
+        dtype = torch.bfloat16 if uses_bfloat16(params.train.precision, device) else torch.float32
+        peak = peak_flops(PEAK_SIZE, device, dtype)
+        rows.append(
+            Row(f"{title}: our loop", flops / 1e9, "GFLOP/s", f"product of matrices, {peak / 1e9:.0f}", flops / peak)
+        )
+        step, arithmetic = contenders.step_and_arithmetic(60 if num_images > 100 else 10)
+        rows.append(Row(f"{title}: a step", step * 1e3, "ms", "the share of mathematics in it", arithmetic / step))
+    return rows
+
+
+def _params(path: Path) -> Params:
+    """Those of a file, for images of our size."""
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree["data"]["image_size"] = IMAGE_SIZE
+    tree["train"] |= {"learning_rate_decay": "none", "learning_rate": 0.0005, "likelihood": "squared_error"}
+    return parse_params(tree, name=path.name)

@@ -1,0 +1,83 @@
+"""What the parts of the speed benchmark share: rows of its table, medians of interleaved repeats, the hardware."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """Something that was measured, and its ratio to what it is compared with, measured in the same run."""
+
+    measured: str
+    value: float
+    unit: str
+    compared_with: str = ""
+    ratio: float | None = None
+
+
+def compared(values: Mapping[str, float], own: str, unit: str, *, faster_is: str) -> list[Row]:
+    """A row for each value; `own` against each other one, so that a ratio above 1 is to our advantage.
+
+    Parameters
+    ----------
+    faster_is
+        "more" for rates, "less" for times.
+    """
+    rows = [Row(own, values[own], unit)]
+    for name, value in values.items():
+        if name != own:
+            ratio = values[own] / value if faster_is == "more" else value / values[own]
+            rows.append(Row(name, value, unit, f"{own}, times as good", ratio))
+    return rows
+
+
+def interleaved(contenders: Mapping[str, Callable[[], float]], num_repeats: int) -> dict[str, float]:
+    """The median of what each gives, one after the other, over and over: what disturbs the machine disturbs all."""
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(num_repeats):
+        for name, measure in contenders.items():
+            found[name].append(measure())
+            print(f"  {name}: {found[name][-1]:.4g}", flush=True)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """How long it takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def hardware() -> dict[str, object]:
+    """What the figures depend on, without the name of the machine."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    return {
+        "processor": model or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "vectors": capability,
+        "native_bfloat16": "avx512_bf16" in text or "amx_bf16" in text,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def as_table(rows: list[Row]) -> str:
+    """Markdown."""
+    lines = ["| | | | ratio |", "|---|---:|---|---:|"]
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f} ({row.compared_with})"
+        lines.append(f"| {row.measured} | {row.value:,.4g} | {row.unit} | {ratio} |")
+    return "\n".join(lines)

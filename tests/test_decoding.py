@@ -1,0 +1,75 @@
+"""Prepare on a Dask cluster; the processes of this machine are those of test_preparation.py."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import free_port, small_params
+from PIL import Image
+
+from facevae import decoding, preparation
+from facevae.decoding import DASK
+from facevae.errors import UserError
+from facevae.preparation import prepare
+from facevae.sources import open_source
+
+PARAMS = small_params(data__num_images=60)
+
+
+@contextmanager
+def cluster(folder: Path, *num_threads: int) -> Iterator[str]:
+    """The address of a Dask cluster with a worker for each of these numbers of threads."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    port = address.rpartition(":")[2]
+    commands = [["dask_scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"]]
+    commands += [["dask_worker", address, "--nthreads", str(count), "--no-dashboard"] for count in num_threads]
+    with ExitStack() as stack:
+        for name, *options in commands:
+            command = [sys.executable, "-m", f"distributed.cli.{name}", *options]
+            process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+        yield address
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "CHUNK_BYTES", 7 * 8 * 8 * 3)
+
+
+def test_a_cluster_prepares_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    avatars = open_source(PARAMS.data, PARAMS.seed)
+    prepare(avatars, PARAMS.data, PARAMS.seed, tmp_path / "here")
+    (tmp_path / "images").mkdir()
+    for index in range(3):
+        Image.new("RGB", (9, 9)).save(tmp_path / "images" / f"{index}.png")
+    (tmp_path / "images" / "1.png").write_bytes(b"no image")
+    with cluster(tmp_path, 1, 1) as address:
+        monkeypatch.setenv(DASK, address)
+        prepare(avatars, PARAMS.data, PARAMS.seed, tmp_path / "cluster")
+        data = PARAMS.data.model_copy(update={"source": "folder", "root": str(tmp_path / "images"), "num_images": None})
+        with pytest.raises(UserError, match=r"1 of 3 images .*\n  1.png: it is empty or not an image"):
+            prepare(open_source(data, 0), data, 0, tmp_path / "bad")
+    names = sorted(path.name for path in (tmp_path / "here").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "cluster").iterdir())
+    for name in names:
+        assert (tmp_path / "cluster" / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
+
+
+def test_workers_of_several_threads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with cluster(tmp_path, 2) as address:
+        monkeypatch.setenv(DASK, address)
+        with pytest.raises(UserError, match="has workers with 2 threads.* `dask worker --nthreads 1`"):
+            prepare(open_source(PARAMS.data, PARAMS.seed), PARAMS.data, PARAMS.seed, tmp_path / "prepared")
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "SECONDS_TO_CONNECT", 0.5)
+    monkeypatch.setenv(DASK, f"tcp://127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match="no Dask scheduler answers at tcp://127.0.0.1:"):
+        prepare(open_source(PARAMS.data, PARAMS.seed), PARAMS.data, PARAMS.seed, tmp_path / "prepared")
+    assert not (tmp_path / "prepared").exists()

@@ -5,7 +5,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: repro figures report sweep quality test chaos lint audit ui lock clean
+.PHONY: repro figures report sweep quality bench test chaos lint audit ui lock clean
 
 repro: $(INSTALLED)
 	@facevae mend
@@ -29,6 +29,11 @@ sweep: $(INSTALLED)
 quality: $(INSTALLED)
 	uv pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.lock
 	python benchmarks/quality.py $(IMAGES) .facevae/quality
+
+# An hour, on an idle machine: what is measured is speed.
+bench: $(INSTALLED)
+	uv pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.lock
+	python benchmarks/bench.py $(IMAGES)
 
 test: $(INSTALLED)
 	pytest --numprocesses auto --dist loadgroup

@@ -91,13 +91,13 @@ def _repeated(originals: list[Path], attributes: list[str], folder: Path, count:
 
 
 class _MemoryPeak:
-    """The most memory that this process and its children hold between them, what they share counted once."""
+    """The most memory that this process and its children hold between them, as far as they share it with no other."""
 
     gibibytes = 0.0
 
     def __enter__(self) -> "_MemoryPeak":
         self._end = threading.Event()
-        self._before = psutil.Process().memory_full_info().uss
+        self._before = _own_bytes(psutil.Process())
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
@@ -109,10 +109,14 @@ class _MemoryPeak:
     def _watch(self) -> None:
         own = psutil.Process()
         while not self._end.wait(0.2):
-            total = -self._before
-            for process in (own, *own.children()):
-                try:
-                    total += process.memory_full_info().uss
-                except psutil.Error:
-                    continue
+            total = sum(_own_bytes(process) for process in (own, *own.children())) - self._before
             self.gibibytes = max(self.gibibytes, total / 2**30)
+
+
+def _own_bytes(process: psutil.Process) -> int:
+    """What a process holds and shares with no other, as far as the kernel tells it without a search."""
+    try:
+        memory = process.memory_info()
+    except psutil.Error:
+        return 0  # it has ended
+    return int(memory.rss - memory.shared)

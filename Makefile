@@ -38,7 +38,7 @@ bench: $(INSTALLED)
 test: $(INSTALLED)
 	pytest --numprocesses auto --dist loadgroup
 
-# An hour and a half: forced runs in other surroundings, kills of a small pipeline, kills of the demo's training.
+# Two hours or more: forced runs in other surroundings, kills of a small pipeline, kills of the demo's training.
 chaos: $(INSTALLED)
 	rm -rf .facevae/trials
 	python benchmarks/same_bytes.py .facevae/trials --runs 20

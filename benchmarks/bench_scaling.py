@@ -18,6 +18,7 @@ from measuring import ROOT, Row, interleaved
 from facevae.images import fit_image, read_image
 from facevae.model import new_model
 from facevae.params import Params, parse_params
+from facevae.prepared import ArrayWriter
 from facevae.training import Progress, train
 from facevae.workers import joined_workers
 
@@ -29,7 +30,9 @@ NUM_REPEATS = 3
 def measure(images: Path, root: Path) -> list[Row]:
     with TemporaryDirectory(dir=root / ".facevae") as name:
         files = sorted((images / "img_align_celeba").iterdir())[:NUM_IMAGES]
-        np.save(f"{name}/images.npy", np.stack([fit_image(read_image(path), IMAGE_SIZE, 3, None) for path in files]))
+        pixels = np.stack([fit_image(read_image(path), IMAGE_SIZE, 3, None) for path in files])
+        with ArrayWriter(Path(name) / "images.npy", pixels.shape[1:]) as writer:
+            writer.append(pixels)
         losses: dict[int, list[float]] = {}
 
         def run(num_processes: int) -> float:
@@ -55,7 +58,7 @@ def measure(images: Path, root: Path) -> list[Row]:
 def main() -> None:
     """Train two epochs of the demo's model, as one of the processes."""
     folder, target = Path(sys.argv[1]), Path(sys.argv[2])
-    images = np.load(folder / "images.npy", mmap_mode="r")
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="r")
     ends: list[float] = []
 
     def note(_: Progress) -> None:

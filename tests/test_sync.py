@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-from conftest import commit_all, dvc
+from conftest import change_params, commit_all, dvc
 from PIL import Image
 
 from facevae import gallery
 from facevae.errors import UserError
 from facevae.tracking import store
+from facevae.tracking.stage_run import open_run
 from facevae.tracking.sync import sync
 from facevae.tracking.where import where
 
@@ -424,3 +425,16 @@ def test_where_tells_what_it_cannot_find(clone: Path) -> None:
     dvc(clone, "exp", "remove", "beta-1")
     with pytest.raises(UserError, match="beta-1: no commit, DVC experiment.*dvc exp pull REMOTE beta-1"):
         where(Path(), "beta-1")
+
+
+def test_what_a_stage_made_of_an_older_evaluation_is_not_logged(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures agree with dvc.lock until evaluate has run again, whose tables they show."""
+    enter(copy, monkeypatch)
+    change_params(copy, "evaluate", "num_samples", 3)
+    before = set(runs())
+    with open_run("classifier"):
+        pass
+    ((name, run),) = [(name, run) for name, run in runs().items() if name not in before]
+    assert "best_epoch" in run.data.metrics, name
+    assert "ssim" not in run.data.metrics
+    assert "facevae.figures" not in run.data.tags

@@ -136,7 +136,11 @@ class StageRun:
             message = "no results of stage %s are logged, since %s has to be run before it: `dvc repro`"
             logger.warning(message, self._stage, ", ".join(sorted(stale)))
             return []
-        return [name for name in names if name in (*names[: position + 1], *up_to_date)]
+        held = names[: position + 1]
+        for name in names[position + 1 :]:
+            if name in up_to_date and self._state.needs(name) <= set(held):
+                held.append(name)
+        return held
 
 
 def _has_training(run: "Run") -> bool:

@@ -162,6 +162,11 @@ class State:
             if path not in entry.outputs or entry.outputs[path] != self.digest(path):
                 yield path
 
+    def needs(self, stage_name: str) -> set[str]:
+        """The stages whose outputs a stage reads."""
+        read = set(self.stages[stage_name].dependencies)
+        return {name for name, stage in self.stages.items() if read.intersection(stage.outputs)}
+
     @cached_property
     def _produced(self) -> set[str]:
         return {path for stage in self.stages.values() for path in stage.outputs}

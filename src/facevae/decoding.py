@@ -69,6 +69,9 @@ def decode(read: Read, params: DataParams, start: int, stop: int) -> Chunk:
 def _own_processes(read: Read, params: DataParams) -> Iterator[tuple[Submit, int]]:
     try:
         with ProcessPoolExecutor(os.cpu_count(), initializer=_start_process, initargs=(read, params)) as pool:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until each process has its own way with it
+            pool.submit(int)  # the first task starts all processes
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             yield lambda start, stop: pool.submit(_decode_here, start, stop), os.cpu_count() or 1
     except BrokenProcessPool as error:
         raise UserError(
@@ -83,6 +86,7 @@ _work: tuple[Read, DataParams] | None = None  # what a process of the pool decod
 def _start_process(read: Read, params: DataParams) -> None:
     global _work
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a word; the stage itself tells of the interrupt
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _work = read, params
     Thread(target=_end_with_the_stage, daemon=True).start()
 

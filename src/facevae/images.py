@@ -45,6 +45,7 @@ def read_image(file: Path | IO[bytes]) -> Image.Image:
             warnings.simplefilter("ignore", UserWarning)  # of metadata, which is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
+                image.load()
                 return _upright(_to_eight_bits(image), _orientation(image))
     except UnidentifiedImageError as error:
         raise BadImageError(f"it is empty or not an image ({', '.join(FORMATS)})") from error
@@ -89,12 +90,13 @@ def fit_image(image: Image.Image, image_size: int, channels: int, crop: int | No
     if side > min(image.size):
         raise BadImageError(f"it is {image.width} x {image.height} pixels, smaller than data.crop {side}")
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.convert("RGB" if channels == 3 else "L")
+    image = _in_mode(image, "RGB" if channels == 3 else "L")
     box = (left, top, left + side, top + side)
     if side == image_size:
         image = image.crop(box)
-    else:
-        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)  # Pillow antialiases
+    else:  # Pillow antialiases; its windowed sinc costs what a bilinear filter does, and is for making smaller only
+        resampling = Image.Resampling.HAMMING if side > image_size else Image.Resampling.BICUBIC
+        image = image.resize((image_size, image_size), resampling, box=box)
     return np.asarray(image, dtype=np.uint8).reshape(image_size, image_size, channels)
 
 
@@ -131,7 +133,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         image = _to_srgb(image.convert("RGBA"))
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.copy() if image.mode == "L" else _to_srgb(image)
+    return image if image.mode == "L" else _to_srgb(image)
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -143,7 +145,11 @@ def _to_srgb(image: Image.Image) -> Image.Image:
             converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=mode)
             assert converted is not None  # only a conversion in place gives nothing
             return converted
-    return image.convert(mode)
+    return _in_mode(image, mode)
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _scaled_to_eight_bits(image: Image.Image) -> NDArray[np.uint8]:

@@ -159,10 +159,10 @@ class ArrayWriter:
 
     def append(self, images: NDArray[np.uint8]) -> None:
         """Add images of shape (N, *shape)."""
-        content = np.ascontiguousarray(images).tobytes()
-        self.digest.update(content)
+        content = np.ascontiguousarray(images)
+        self.digest.update(content.data)
         with naming(self._path):
-            self._file.write(content)
+            self._file.write(content.data)
         self.length += len(images)
 
     def _write_header(self) -> int:

@@ -2,12 +2,13 @@
 
 Quality is squared error plus KL on held-out images: the original's own objective. The original is the documented
 network in its own loop (float32, JPEGs decoded by a DataLoader, Adam at 0.0005, batches of 32). Ours is the
-demo's network with that objective; its schedule has to end with the training, so that several lengths are tried,
-each from the start.
+demo's network at half its width with that objective; its schedule has to end with the training, so that several
+lengths are tried, each from the start.
 """
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +25,10 @@ from facevae.training import train
 
 SECONDS = 600.0
 NUM_TRAIN, NUM_VALIDATION = 6500, 500
-LENGTHS = (1000, 1500, 2000, 3000, 4500, 6500, 13000)  # images to see, until one is enough
-OURS = {
-    "epochs": 1,
+LENGTHS = (4000, 6000, 8000, 10_000, 13_000, 16_000, 20_000, 26_000, 40_000)  # images to see, until one is enough
+OUR_MODEL = {"channels": [16, 32, 64, 128], "latent_dim": 32}
+OUR_TRAINING = {
+    "batch_size": 16,
     "likelihood": "squared_error",
     "kl_warmup_epochs": 0.0,
     "clip_gradient_norm": 200.0,
@@ -38,15 +40,15 @@ OURS = {
 def measure(images: Path, root: Path) -> list[Row]:
     files = sorted((images / "img_align_celeba").iterdir())[: NUM_TRAIN + NUM_VALIDATION]
     validation = np.stack([fit_image(read_image(path), IMAGE_SIZE, 3, None) for path in files[NUM_TRAIN:]])
-    original = _params(root / "presets/celeba.yaml", {})
+    original = _params(root / "presets/celeba.yaml", {}, {})
     target, num_seen = _original_quality(original, files[:NUM_TRAIN], validation)
     print(f"  the original saw {num_seen} images in {SECONDS:.0f} s and is at {target:.1f}", flush=True)
     pixels = np.stack([fit_image(read_image(path), IMAGE_SIZE, 3, None) for path in files[:NUM_TRAIN]])
-    params = _params(root / "params.yaml", OURS)
+    params = _params(root / "params.yaml", OUR_MODEL, OUR_TRAINING)
     for length in LENGTHS:
-        epochs, share = divmod(length, NUM_TRAIN)
-        own = params.train.model_copy(update={"epochs": max(1, epochs)})
-        seen = pixels if epochs else pixels[:share]
+        epochs = max(1, length // NUM_TRAIN)
+        own = params.train.model_copy(update={"epochs": epochs})
+        seen = pixels[np.resize(np.arange(NUM_TRAIN), length // epochs)]  # an epoch may have some of them twice
         start = time.perf_counter()
         result = train(new_model(params.model, IMAGE_SIZE, 3, seed=0), seen, validation, own, seed=0)
         seconds = time.perf_counter() - start
@@ -86,8 +88,9 @@ def _original_quality(params: Params, files: list[Path], validation: NDArray[np.
     return float(np.mean(losses)), num_seen
 
 
-def _params(path: Path, changes: dict[str, object]) -> Params:
+def _params(path: Path, model: dict[str, Any], training: dict[str, Any]) -> Params:
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     tree["data"]["image_size"] = IMAGE_SIZE
-    tree["train"] |= changes
+    tree["model"] |= model
+    tree["train"] |= training
     return parse_params(tree, name=path.name)

@@ -2,8 +2,8 @@
 
 The documented original, its deeper script version and pythae's VAE for CelebA stand beside the demo's model and the
 best recipe, which is trained with the original's objective too. All go through the same loop on the same images at
-64 x 64, and one classifier, trained once, judges them. Each finished training is kept in the folder of the results, so
-that a benchmark which was stopped goes on where it was.
+64 x 64, and one classifier, trained once, judges them. What was measured of each training is kept in
+benchmarks/results/quality/, so that a benchmark which was stopped goes on where it was.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from measuring import ROOT, hardware
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ from facevae.prepared import PreparedSet
 from facevae.sources import open_source
 from facevae.training import train
 
-ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
 IMAGE_SIZE = 64
 NUM_TRAIN, NUM_VALIDATION, NUM_IMAGES = 6500, 500, 8000  # from the front; the rest is the test
 PROBED_IMAGES, NUM_PROBES = 512, 4  # by which the speed is measured
@@ -51,6 +52,8 @@ ORIGINAL_OBJECTIVE = {"train.likelihood": "squared_error", "train.clip_gradient_
 PYTHAE = {"model.latent_dim": 64, "train.batch_size": 64, "train.learning_rate": 0.001}
 
 COLUMNS = {  # what the table shows, and how many decimals of it
+    "num_weights": 0,
+    "training_seconds": 0,
     "images_seen": 0,
     "squared_error_plus_kl": 1,
     "squared_error": 1,
@@ -155,7 +158,7 @@ class InPrecision(VAE):
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("images", type=Path, help="a folder with img_align_celeba/ and list_attr_celeba.txt")
-    parser.add_argument("results", type=Path, help="the folder to keep prepared images and results in")
+    parser.add_argument("work", type=Path, help="a folder to keep prepared images and the classifier in")
     parser.add_argument("--only", nargs="+", choices=ALL, default=list(CONTENDERS), help="the first six by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     length = parser.add_mutually_exclusive_group()
@@ -166,21 +169,21 @@ def main() -> None:
     with reported_errors():
         for seed in arguments.seeds:
             for name in arguments.only:
-                run(arguments.images, arguments.results, name, seed, arguments.minutes, arguments.num_images)
-        compared = table(arguments.results)
-        write_csv(arguments.results / "quality.csv", compared)
+                run(arguments.images, arguments.work, name, seed, arguments.minutes, arguments.num_images)
+        compared = table()
+        write_csv(RESULTS / "quality.csv", compared)
         print(compared.T.to_string(header=False))
 
 
-def run(images: Path, results: Path, name: str, seed: int, minutes: float, num_images: int | None) -> None:
+def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_images: int | None) -> None:
     """Train and measure one contender, unless its result is there already."""
     length = f"{num_images}-images" if num_images else f"{minutes:g}-minutes"
-    target = results / "runs" / f"{length}-{name}-{seed}.json"
+    target = RESULTS / "quality" / f"{length}-{name}-{seed}.json"
     if target.exists():
         return
     params = params_of(ALL[name])
-    prepared = prepared_set(images, results, params)
-    classifier = load_classifier(results / "classifier.safetensors", data_digest=prepared.digest)
+    prepared = prepared_set(images, work, params)
+    classifier = load_classifier(work / "classifier.safetensors", data_digest=prepared.digest)
     device = set_up_device(params.train)
 
     def fresh() -> VAE:
@@ -204,6 +207,7 @@ def run(images: Path, results: Path, name: str, seed: int, minutes: float, num_i
     samplers = evaluation.tables["samplers.csv"].set_index("sampler")["frechet_distance"]
     drawn = samplers.loc[list(evaluation.priors.priors)]
     facts = {
+        **hardware(),
         "length": length,
         "contender": name,
         "seed": seed,
@@ -217,7 +221,6 @@ def run(images: Path, results: Path, name: str, seed: int, minutes: float, num_i
         "best_frechet_distance": float(drawn.min()),
         **{f"frechet_distance_{sampler}": value for sampler, value in samplers.items()},
     }
-    target.parent.mkdir(exist_ok=True)
     write_json(target, facts)
     print(json.dumps(facts), flush=True)
 
@@ -258,11 +261,11 @@ def evaluation_params(params: Params) -> EvaluateParams:
     )
 
 
-def prepared_set(images: Path, results: Path, params: Params) -> PreparedSet:
+def prepared_set(images: Path, work: Path, params: Params) -> PreparedSet:
     """The prepared images, and beside them the classifier; made where they are missing."""
-    folder = results / "prepared"
+    folder = work / "prepared"
     if not folder.exists():
-        source = results / "celeba"
+        source = work / "celeba"
         source.mkdir(parents=True)
         for name in ("img_align_celeba", "list_attr_celeba.txt"):
             (source / name).symlink_to((images / name).resolve())
@@ -273,7 +276,7 @@ def prepared_set(images: Path, results: Path, params: Params) -> PreparedSet:
         data = params.data.model_copy(update={"root": str(source)})
         prepare(open_source(data, params.seed), data, params.seed, folder)
     prepared = PreparedSet(folder)
-    judge = results / "classifier.safetensors"
+    judge = work / "classifier.safetensors"
     if not judge.exists():
         tables = prepared.images("train"), prepared.attributes("train")
         device = set_up_device(params.train)
@@ -293,9 +296,9 @@ def images_per_second(fresh: Callable[[], VAE], images: NDArray[np.uint8], param
     return max(rates)
 
 
-def table(results: Path) -> pd.DataFrame:
+def table() -> pd.DataFrame:
     """One row for each contender and length of training: medians over the seeds, and in brackets their extremes."""
-    runs = pd.DataFrame([json.loads(path.read_text(encoding="utf-8")) for path in (results / "runs").glob("*.json")])
+    runs = pd.DataFrame([json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS / "quality").glob("*.json")])
     runs["order"] = runs["contender"].map(list(ALL).index)
     rows = []
     for (length, _, name), group in runs.groupby(["length", "order", "contender"]):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def read_celeba_table(path: Path) -> pd.DataFrame:
     """
     if path.suffix == ".csv":
         return read_csv_table(path)
-    rows = [line.split() for line in _read_text(path).splitlines() if line.strip()]
+    # interned, since a table of 40 columns holds the same few words millions of times
+    rows = [[sys.intern(cell) for cell in line.split()] for line in _read_text(path).splitlines() if line.strip()]
     if rows and len(rows[0]) == 1 and rows[0][0].isdigit():  # the attribute file begins with the number of its rows
         columns, rows = rows[1] if len(rows) > 1 else [], rows[2:]
     else:
@@ -38,7 +40,7 @@ def read_csv_table(path: Path) -> pd.DataFrame:
     """A CSV table whose first column names the images; see `read_celeba_table`."""
     try:
         reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-        rows = [[row[0], *(cell.strip() for cell in row[1:])] for row in reader if row]
+        rows = [[row[0], *(sys.intern(cell.strip()) for cell in row[1:])] for row in reader if row]
     except csv.Error as error:
         raise UserError(f"{path} is not a CSV table: {error}") from error
     return _to_table(rows[0][1:] if rows else [], rows[1:], path, separator="commas")
@@ -56,13 +58,12 @@ def to_attributes(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.D
         if reserved in table:
             raise UserError(f"{path}: a column is named {reserved!r}, which the prepared set uses itself: rename it")
     rows = rows_of(table, names, path)
-    values = rows.replace({"-1": "0"})
-    wrong = np.argwhere(~values.isin(["0", "1"]).to_numpy())
+    wrong = np.argwhere(~rows.isin(["-1", "0", "1"]).to_numpy())
     if len(wrong):
         row, column = wrong[0]
         value, attribute = rows.iloc[row, column], rows.columns[column]
         raise UserError(f"{path}: {names[row]} has {value!r} for {attribute}; allowed are -1, 0 and 1")
-    return values.astype("uint8")
+    return rows.eq("1").astype("uint8")
 
 
 def rows_of(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.DataFrame:

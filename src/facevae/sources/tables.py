@@ -63,7 +63,7 @@ def to_attributes(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.D
         row, column = wrong[0]
         value, attribute = rows.iloc[row, column], rows.columns[column]
         raise UserError(f"{path}: {names[row]} has {value!r} for {attribute}; allowed are -1, 0 and 1")
-    return rows.eq("1").astype("uint8")
+    return (rows == "1").astype("uint8")
 
 
 def rows_of(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from facevae.errors import UserError
@@ -130,17 +131,10 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         """Features (batch, channel, height, width), of the same shape again."""
         if not self.training:
             return super().forward(features)
-        values = features.float()
-        count = values.new_tensor([values.numel() / self.num_features])
-        sums = _Total.apply(torch.cat([values.sum((0, 2, 3)), count]))
-        num_values = sums[-1].detach()
-        mean = sums[:-1] / num_values
-        centred = values - mean[:, None, None]
-        variance = _Total.apply(centred.square().sum((0, 2, 3))) / num_values
-        self._note(mean.detach(), variance.detach() * num_values / (num_values - 1))
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        normalized: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
-        return normalized.to(features.dtype)
+        normalized, mean, variance, num_values = _Normalization.apply(features, self.weight, self.bias, self.eps)
+        self._note(mean, variance * num_values / (num_values - 1))
+        shared: Tensor = normalized
+        return shared
 
     def _note(self, mean: Tensor, variance: Tensor) -> None:
         """Move the running statistics, as `nn.BatchNorm2d` does."""
@@ -149,17 +143,45 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             running.lerp_(value, self.momentum or 0.0)
 
 
-class _Total(torch.autograd.Function):
-    """The sum over all processes; each process's share has the gradient that all of them give the sum."""
+class _Normalization(torch.autograd.Function):
+    """Normalises by the statistics of all processes, with one exchange on the way there and one on the way back."""
 
     @staticmethod
-    def forward(_context: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        distributed.all_reduce(total)
-        return total
+    def forward(
+        context: Any, features: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The normalised features; mean and variance (channel,) of all values, and how many there are of a channel."""
+        num_channels = len(weight)
+        own = weight.new_zeros(2 * num_channels + 1)
+        if features.numel():
+            values = features.float()
+            own[:num_channels] = mean = values.mean((0, 2, 3))
+            own[num_channels:-1] = (values - mean[:, None, None]).square().mean((0, 2, 3))
+            own[-1] = features.numel() / num_channels
+        gathered = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(gathered, own)
+        means, variances, counts = torch.stack(gathered).split([num_channels, num_channels, 1], 1)
+        num_values = counts.sum()
+        shares = counts / num_values
+        mean = (shares * means).sum(0)
+        variance = (shares * (variances + (means - mean).square())).sum(0)  # within the processes and between them
+        context.save_for_backward(features, weight, mean, torch.rsqrt(variance + eps), num_values)
+        context.mark_non_differentiable(mean, variance, num_values)
+        normalized = features
+        if features.numel():
+            normalized = functional.batch_norm(features, mean, variance, weight, bias, eps=eps)
+        return normalized, mean, variance, num_values
 
     @staticmethod
-    def backward(_context: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """The gradients of features, weight and bias; of these two the own share, as of any weight (section 3)."""
+        features, weight, mean, factor, num_values = context.saved_tensors
+        gradient = gradients[0].float()
+        centred = features.float() - mean[:, None, None]
+        own = torch.stack([gradient.sum((0, 2, 3)), (gradient * centred).sum((0, 2, 3)) * factor])
+        total = own.clone()
         distributed.all_reduce(total)
-        return total
+        of_sum, of_product = -weight * factor * total / num_values
+        changed = torch.addcmul(of_sum[:, None, None], centred, (of_product * factor)[:, None, None])
+        changed.addcmul_(gradient, (weight * factor)[:, None, None])
+        return changed.to(features.dtype), own[1], own[0], None

@@ -172,7 +172,7 @@ def main() -> None:
                 run(arguments.images, arguments.work, name, seed, arguments.minutes, arguments.num_images)
         compared = table()
         write_csv(RESULTS / "quality.csv", compared)
-        print(compared.T.to_string(header=False))
+        print(as_markdown(compared))
 
 
 def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_images: int | None) -> None:
@@ -202,7 +202,15 @@ def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_imag
     result = train(fresh(), *split, train_params, seed=seed)
     seconds = time.monotonic() - start
     model = InPrecision(result.model.to(device), params.train, device).eval()
-    header = Header.model_construct(likelihood=params.train.likelihood, binarization=params.train.binarization)
+    header = Header(
+        model=params.model,
+        image_size=IMAGE_SIZE,
+        image_channels=3,
+        likelihood=params.train.likelihood,
+        binarization=params.train.binarization,
+        crop=None,
+        fingerprint="",
+    )
     evaluation = evaluate(model, header, classifier.to(device), prepared, evaluation_params(params), seed=seed)
     samplers = evaluation.tables["samplers.csv"].set_index("sampler")["frechet_distance"]
     drawn = samplers.loc[list(evaluation.priors.priors)]
@@ -306,6 +314,16 @@ def table() -> pd.DataFrame:
         title = ALL[str(name)].title
         rows.append({"length": length, "contender": title, "seeds": len(group), **cells})
     return pd.DataFrame(rows)
+
+
+def as_markdown(compared: pd.DataFrame) -> str:
+    """The table with a column for each contender, one for each length of training."""
+    parts = []
+    for length, group in compared.groupby("length", sort=False):
+        rows = {name: group[name].astype(str) for name in group.columns.drop(["length", "contender"])}
+        lines = [f"| {length} | {' | '.join(group['contender'])} |", f"|---|{'---:|' * len(group)}"]
+        parts.append("\n".join(lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]))
+    return "\n\n".join(parts)
 
 
 def spread(values: "pd.Series[float]", digits: int) -> str:

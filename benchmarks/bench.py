@@ -6,12 +6,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from measuring import ROOT, as_table, hardware
+from measuring import RESULTS, ROOT, as_table, hardware
 
 from facevae.errors import reported_errors
 
 PARTS = ("throughput", "time_to_quality", "prepare", "start", "scaling")
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from measuring import ROOT, hardware
+from measuring import RESULTS, ROOT, hardware
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -36,7 +36,6 @@ from facevae.prepared import PreparedSet
 from facevae.sources import open_source
 from facevae.training import train
 
-RESULTS = Path(__file__).parent / "results"
 IMAGE_SIZE = 64
 NUM_TRAIN, NUM_VALIDATION, NUM_IMAGES = 6500, 500, 8000  # from the front; the rest is the test
 PROBED_IMAGES, NUM_PROBES = 512, 4  # by which the speed is measured

@@ -5,13 +5,18 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,12 @@ def interleaved(contenders: Mapping[str, Callable[[], float]], num_repeats: int)
             found[name].append(measure())
             print(f"  {name}: {found[name][-1]:.4g}", flush=True)
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+def alone(action: Callable[[], Result]) -> Result:
+    """What an action that can be pickled gives in a new process, which no other one has set up to its liking."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(action).result()
 
 
 def seconds_of(action: Callable[[], object]) -> float:

@@ -1,3 +1,4 @@
+import platform
 import subprocess
 import sys
 
@@ -31,6 +32,26 @@ def test_setting_up_does_not_import_the_compiler() -> None:
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_memory_that_is_freed_is_used_again_without_new_pages() -> None:
+    script = "\n".join(
+        [
+            "import resource, torch",
+            "from pathlib import Path",
+            "from facevae.hardware import set_up_device",
+            "from facevae.params import load_params",
+            f"set_up_device(load_params(Path({str(ROOT / 'params.yaml')!r})).train)",
+            "faults = []",
+            "for _ in range(20):  # it takes some until there is room of the right size",
+            "    torch.ones(2**25)",
+            "    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)",
+            "print(faults[-1] - faults[-2])",
+        ]
+    )
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert int(output) < 100  # of 32,768 pages
 
 
 def test_what_would_not_give_the_same_bits_twice_is_refused() -> None:

@@ -1,6 +1,8 @@
 """The device, the precision and the number of threads that a computation runs with."""
 
+import ctypes
 import os
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -8,9 +10,11 @@ import torch
 from facevae.errors import UserError
 from facevae.params import Precision, TrainParams
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
 
 def set_up_device(params: TrainParams) -> torch.device:
-    """The device of `train.device`; the process is set up for it: number of threads, deterministic algorithms.
+    """The device of `train.device`; the process is set up for it: number of threads, deterministic algorithms, memory.
 
     Raises
     ------
@@ -21,6 +25,7 @@ def set_up_device(params: TrainParams) -> torch.device:
     if params.device == "cuda" and not has_cuda:
         raise UserError("train.device: 'cuda', but torch finds no CUDA device: use auto or cpu")
     torch.set_num_threads(params.num_threads)
+    _keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else its products depend on what ran before
     torch.set_deterministic_debug_mode("error")  # as use_deterministic_algorithms, which imports torch's compiler
     # nothing here reads memory that it has not written
@@ -28,6 +33,17 @@ def set_up_device(params: TrainParams) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     torch.backends.cudnn.benchmark = False
     return torch.device("cuda" if has_cuda and params.device != "cpu" else "cpu")
+
+
+def _keep_freed_memory() -> None:
+    """Have the process keep what is freed for what comes next, until it ends.
+
+    By default glibc gives large blocks back to the system, and every step pays again for having its pages zeroed.
+    """
+    with suppress(AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def platform(params: TrainParams) -> dict[str, str]:

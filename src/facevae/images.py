@@ -45,7 +45,7 @@ def read_image(file: Path | IO[bytes]) -> Image.Image:
             warnings.simplefilter("ignore", UserWarning)  # of metadata, which is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
-                image.load()
+                image.load()  # what needs no conversion is returned as it is, and the file will be closed
                 return _upright(_to_eight_bits(image), _orientation(image))
     except UnidentifiedImageError as error:
         raise BadImageError(f"it is empty or not an image ({', '.join(FORMATS)})") from error

@@ -167,9 +167,10 @@ class _Normalization(torch.autograd.Function):
         variance = (shares * (variances + (means - mean).square())).sum(0)  # within the processes and between them
         context.save_for_backward(features, weight, mean, torch.rsqrt(variance + eps), num_values)
         context.mark_non_differentiable(mean, variance, num_values)
-        normalized = features
         if features.numel():
             normalized = functional.batch_norm(features, mean, variance, weight, bias, eps=eps)
+        else:  # an output must not be the input itself
+            normalized = features.clone()
         return normalized, mean, variance, num_values
 
     @staticmethod

@@ -109,7 +109,7 @@ class Contenders:
             self._batch_size,
             shuffle=True,
             num_workers=2,
-            multiprocessing_context="fork",  # Linux's own choice, which the process that this runs in did not leave
+            multiprocessing_context="fork",  # Linux's default; a spawned process would spawn, and import torch anew
         )
         totals = [0.0, 0.0, 0.0]
         for _ in range(2):
@@ -264,7 +264,7 @@ def measure(images: Path, root: Path) -> list[Row]:
         Row("product of matrices in float32", peaks[torch.float32] / 1e9, "GFLOP/s"),
         Row("product of matrices in bfloat16", peaks[torch.bfloat16] / 1e9, "GFLOP/s", "in float32", gain),
     ]
-    for title, preset, num_images in (("demo's model", "params.yaml", 1024), ("documented", "presets/celeba.yaml", 192)):
+    for title, preset, num_images in (("demo's model", "params.yaml", 1024), ("documented", "presets/celeba.yaml", 96)):
         params = _params(root / preset)
         contenders = Contenders(params, files[:num_images])
         choices: dict[str, Callable[[], float]] = {

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -51,7 +52,10 @@ def measure(images: Path, root: Path) -> list[Row]:
                 peaks[title] = max(peak, peaks.get(title, 0))
                 return count / seconds
 
-            contenders = {PILLOW: partial(_pillow_alone, originals), f"prepare {title}": run}
+            contenders: dict[str, Callable[[], float]] = {
+                PILLOW: partial(_pillow_alone, originals),
+                f"prepare {title}": run,
+            }
             found = interleaved(contenders, NUM_REPEATS if count < COUNTS[-1] else 1)
             rates[title] = found[f"prepare {title}"]
             rows.append(Row(f"prepare {title}", rates[title], "images/s", PILLOW, rates[title] / found[PILLOW]))

@@ -4,14 +4,17 @@ Both are executors of concurrent.futures. A cluster is named as Dask's own tools
 environment variable DASK_SCHEDULER_ADDRESS; its workers need this package, and the images under the same path.
 """
 
+import math
+import mmap
 import multiprocessing
 import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from itertools import cycle
 from threading import Thread
 
 import numpy as np
@@ -27,34 +30,43 @@ SECONDS_TO_CONNECT = 30
 
 Chunk = tuple[NDArray[np.uint8], list[tuple[int, str]]]
 Read = Callable[[int], Image.Image]
-Submit = Callable[[int, int], "Future[Chunk]"]
+Submit = Callable[[int, int], Callable[[], Chunk]]  # starts on a chunk, and gives what waits for it
 
 
 def decode_in_order(read: Read, params: DataParams, num_images: int, chunk_size: int) -> Iterator[tuple[int, Chunk]]:
     """Chunks of usable images (N, height, width, channels) in order, a bounded number of them under way.
 
-    Each comes with its start and with the position and reason of each of its images that cannot be used.
+    Each comes with its start and with the position and reason of each of its images that cannot be used. Its images
+    are there until the next chunk is asked for.
 
     Raises
     ------
     UserError
         A process that decodes was killed, or the Dask cluster cannot be reached.
     """
-    pending: deque[tuple[int, Future[Chunk]]] = deque()
+    pending: deque[tuple[int, Callable[[], Chunk]]] = deque()
     processes = _dask_cluster if os.environ.get(DASK) else _own_processes
-    with processes(read, params) as (submit, num_processes):
+    with processes(read, params, chunk_size) as (submit, num_pending):
         for start in range(0, num_images, chunk_size):
             pending.append((start, submit(start, min(start + chunk_size, num_images))))
-            if len(pending) > 2 * num_processes:
+            if len(pending) > num_pending:
                 first, chunk = pending.popleft()
-                yield first, chunk.result()
+                yield first, chunk()
         for first, chunk in pending:
-            yield first, chunk.result()
+            yield first, chunk()
 
 
 def decode(read: Read, params: DataParams, start: int, stop: int) -> Chunk:
     """The usable images of a chunk, and the position and reason of each of the others."""
-    images = np.empty((stop - start, params.image_size, params.image_size, params.channels), np.uint8)
+    images = np.empty((stop - start, *_shape(params)), np.uint8)
+    bad = decode_into(images, read, params, start, stop)
+    return images[: len(images) - len(bad)], bad
+
+
+def decode_into(
+    images: NDArray[np.uint8], read: Read, params: DataParams, start: int, stop: int
+) -> list[tuple[int, str]]:
+    """Fill `images` from the front with those of a chunk that are usable; what `decode` says of the others."""
     bad: list[tuple[int, str]] = []
     for position in range(start, stop):
         try:
@@ -62,17 +74,38 @@ def decode(read: Read, params: DataParams, start: int, stop: int) -> Chunk:
             images[position - start - len(bad)] = fit_image(image, params.image_size, params.channels, params.crop)
         except BadImageError as error:
             bad.append((position, str(error)))
-    return images[: len(images) - len(bad)], bad
+    return bad
+
+
+def _shape(params: DataParams) -> tuple[int, int, int]:
+    return params.image_size, params.image_size, params.channels
 
 
 @contextmanager
-def _own_processes(read: Read, params: DataParams) -> Iterator[tuple[Submit, int]]:
+def _own_processes(read: Read, params: DataParams, chunk_size: int) -> Iterator[tuple[Submit, int]]:
+    """Forks of this process, which leave the pixels in memory that they share with it: a pipe would slow all down."""
+    num_pending = 2 * (os.cpu_count() or 1)
+    shape = num_pending + 1, chunk_size, *_shape(params)  # one more, which the caller reads meanwhile
+    chunks = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+    turns = cycle(range(len(chunks)))
+
+    def submit(start: int, stop: int) -> Callable[[], Chunk]:
+        turn = next(turns)
+        decoded = pool.submit(_decode_here, turn, start, stop)
+
+        def wait() -> Chunk:
+            bad = decoded.result()
+            return chunks[turn, : stop - start - len(bad)], bad
+
+        return wait
+
     try:
-        with ProcessPoolExecutor(os.cpu_count(), initializer=_start_process, initargs=(read, params)) as pool:
+        fork, work = multiprocessing.get_context("fork"), (read, params, chunks)
+        with ProcessPoolExecutor(os.cpu_count(), fork, _start_process, work) as pool:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until each process has its own way with it
             pool.submit(int)  # the first task starts all processes
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            yield lambda start, stop: pool.submit(_decode_here, start, stop), os.cpu_count() or 1
+            yield submit, num_pending
     except BrokenProcessPool as error:
         raise UserError(
             "a process that reads images was killed, most likely since memory ran out: close other programs, or make "
@@ -80,14 +113,14 @@ def _own_processes(read: Read, params: DataParams) -> Iterator[tuple[Submit, int
         ) from error
 
 
-_work: tuple[Read, DataParams] | None = None  # what a process of the pool decodes, handed over once at its start
+_work: tuple[Read, DataParams, NDArray[np.uint8]] | None = None  # what a process of the pool decodes, and whereto
 
 
-def _start_process(read: Read, params: DataParams) -> None:
+def _start_process(read: Read, params: DataParams, chunks: NDArray[np.uint8]) -> None:
     global _work
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a word; the stage itself tells of the interrupt
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    _work = read, params
+    _work = read, params, chunks
     Thread(target=_end_with_the_stage, daemon=True).start()
 
 
@@ -98,13 +131,14 @@ def _end_with_the_stage() -> None:
         os._exit(1)
 
 
-def _decode_here(start: int, stop: int) -> Chunk:
+def _decode_here(turn: int, start: int, stop: int) -> list[tuple[int, str]]:
     assert _work is not None
-    return decode(*_work, start, stop)
+    read, params, chunks = _work
+    return decode_into(chunks[turn], read, params, start, stop)
 
 
 @contextmanager
-def _dask_cluster(read: Read, params: DataParams) -> Iterator[tuple[Submit, int]]:
+def _dask_cluster(read: Read, params: DataParams, _: int) -> Iterator[tuple[Submit, int]]:
     address = os.environ[DASK]
     try:
         from distributed import Client, KilledWorker
@@ -126,7 +160,7 @@ def _dask_cluster(read: Read, params: DataParams) -> Iterator[tuple[Submit, int]
         work = client.scatter(read, hash=False, broadcast=True)  # once for each worker
         pool = client.get_executor(pure=False)
         try:
-            yield lambda start, stop: pool.submit(decode, work, params, start, stop), len(num_threads)
+            yield lambda start, stop: pool.submit(decode, work, params, start, stop).result, 2 * len(num_threads)
         except KilledWorker as error:
             raise UserError(
                 f"{DASK}: a worker of the cluster at {address} was killed again and again: {error}"

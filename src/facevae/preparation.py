@@ -21,7 +21,7 @@ from facevae.params import DataParams
 from facevae.prepared import ATTRIBUTES, MANIFEST, SPLITS, ArrayWriter, BadFile, Manifest, data_digest
 from facevae.sources.source import Source
 
-CHUNK_BYTES = 2**20  # pixels that a process decodes at a time: few enough for the caches, on their way too
+CHUNK_BYTES = 2**21  # pixels that a process decodes at a time
 MAX_LISTED = 20  # bad files that an error names
 
 

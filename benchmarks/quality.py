@@ -100,7 +100,8 @@ ABLATION: dict[str, tuple[str, Overrides]] = {  # the best recipe but for one th
     "no-normalization": ("no normalisation", {"model.normalization": "none"}),
     "latent-64": ("latent of 64", {"model.latent_dim": 64}),
     "latent-256": ("latent of 256", {"model.latent_dim": 256}),
-    "kernel-3": ("kernels of 3 x 3", {"model.kernel_size": 3}),
+    "kernel-3": ("kernels of 3 x 3 in the decoder too", {"model.decoder_kernel_size": 3}),
+    "kernel-4": ("kernels of 4 x 4 in the encoder too", {"model.kernel_size": 4}),
 }
 ALL = CONTENDERS | {
     name: Contender(title, "presets/celeba-best.yaml", BEST | change) for name, (title, change) in ABLATION.items()

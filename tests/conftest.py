@@ -51,6 +51,7 @@ SMALL: dict[str, Any] = {
         "channels": [8, 16],
         "strides": [2, 2],
         "kernel_size": 4,
+        "decoder_kernel_size": 4,
         "residual_blocks": 0,
         "latent_dim": 3,
         "normalization": "none",

@@ -6,7 +6,17 @@ import pytest
 import torch
 from conftest import disc_images, small_params
 
-from facevae.classifier import Classifier, judge, load_classifier, one_cycle, save_classifier, train_classifier
+from facevae.attributes import area_under_curve
+from facevae.classifier import (
+    Classifier,
+    Judgement,
+    judge,
+    load_classifier,
+    one_cycle,
+    save_classifier,
+    skill_table,
+    train_classifier,
+)
 from facevae.errors import UserError
 from facevae.model import to_unit_range
 
@@ -46,11 +56,29 @@ def test_judgements_are_those_of_the_network_whatever_the_batch() -> None:
     assert judgements[0].features.shape == (200, 128)
 
 
+@pytest.mark.parametrize(("image_size", "map_size"), [(8, 1), (32, 2), (64, 4), (127, 8), (128, 4), (218, 7), (256, 4)])
+def test_its_last_maps_are_small_whatever_the_size_of_the_images(image_size: int, map_size: int) -> None:
+    classifier = Classifier(image_size, 1, ("Red",)).eval()
+    maps = classifier.blocks(torch.zeros(1, 1, image_size, image_size))
+    assert maps.shape == (1, 128, map_size, map_size)
+
+
+def test_its_skill_is_told_by_images_that_it_was_not_trained_on() -> None:
+    probabilities = torch.tensor([[0.9, 0.4, 0.3, 0.6], [0.5, 0.2, 0.6, 0.1], [0.7, 0.7, 0.7, 0.7]]).T
+    has = pd.DataFrame({"Red": [1, 1, 0, 0], "Large": [1, 0, 0, 0], "Round": 1})
+    table = skill_table(Judgement(torch.zeros(4, 1), probabilities), ("Red", "Large", "Round"), has)
+    assert list(table.index) == ["Red", "Large"]  # all of these are round
+    np.testing.assert_allclose(table.to_numpy(), [[0.75, 0.5, 0.5], [2 / 3, 0, 2 / 3]])
+    for name, column in (("Red", 0), ("Large", 1)):
+        scores = probabilities[:, column].numpy()
+        assert table.loc[name, "classifier_auc"] == area_under_curve(scores, has[name].to_numpy(dtype=bool))
+
+
 def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     classifier, path = trained(), tmp_path / "classifier.safetensors"
     save_classifier(path, classifier, data_digest="a")
     loaded = load_classifier(path, data_digest="a")
-    assert loaded.attributes == classifier.attributes
+    assert (loaded.image_size, loaded.attributes) == (16, classifier.attributes)
     assert torch.equal(judge(loaded, IMAGES, 50).probabilities, judge(classifier, IMAGES, 50).probabilities)
 
 

@@ -1,7 +1,9 @@
-"""Prepare on a Dask cluster; the processes of this machine are those of test_preparation.py."""
+"""Images decoded by other processes: on a Dask cluster, and in the memory that is shared with those of this machine."""
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,12 +13,16 @@ from conftest import free_port, small_params
 from PIL import Image
 
 from facevae import decoding, preparation
-from facevae.decoding import DASK
+from facevae.decoding import DASK, decode_in_order
 from facevae.errors import UserError
 from facevae.preparation import prepare
 from facevae.sources import open_source
 
 PARAMS = small_params(data__num_images=60)
+
+
+def read_grey(position: int) -> Image.Image:
+    return Image.new("RGB", (8, 8), (position, position, position))
 
 
 @contextmanager
@@ -57,6 +63,15 @@ def test_a_cluster_prepares_the_same_set(tmp_path: Path, monkeypatch: pytest.Mon
     assert names == sorted(path.name for path in (tmp_path / "cluster").iterdir())
     for name in names:
         assert (tmp_path / "cluster" / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
+
+
+def test_a_chunk_stays_as_it_is_while_the_next_are_decoded() -> None:
+    num_images = 2 * (2 * (os.cpu_count() or 1) + 1)  # twice round
+    decoded = decode_in_order(read_grey, PARAMS.data, num_images, chunk_size=1)
+    for position, (start, (images, bad)) in enumerate(decoded):
+        time.sleep(0.1)  # for all that are under way
+        assert (start, bad) == (position, [])
+        assert (images == position).all()
 
 
 def test_workers_of_several_threads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ class Colours(Classifier):
     """Red and Blue are there where that channel is above 1/2."""
 
     def __init__(self) -> None:
-        super().__init__(3, ("Red", "Blue"))
+        super().__init__(SIZE, 3, ("Red", "Blue"))
         weight = torch.zeros(2, WIDTHS[-1])
         weight[0, 0] = weight[1, 2] = 100.0
         self.logits.weight.data, self.logits.bias.data = weight, torch.full((2,), -50.0)

@@ -1,4 +1,5 @@
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,16 +97,33 @@ def test_the_same_seed_gives_the_same_numbers(prepared: PreparedSet) -> None:
 def test_a_posterior_that_has_collapsed_is_told(prepared: PreparedSet, caplog: pytest.LogCaptureFixture) -> None:
     evaluation = measured(prepared, train__beta=1e6, train__epochs=5)
     assert (evaluation.metrics["posterior_collapsed"], evaluation.metrics["active_units"]) == (1, 0)
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert ("facevae.evaluation", logging.WARNING) in [record[:2] for record in caplog.record_tuples]
     assert "the posterior has collapsed" in caplog.text
+    caplog.clear()
     assert measured(prepared, train__beta=0.0, train__epochs=5).metrics["posterior_collapsed"] == 0
-    assert len(caplog.records) == 1
+    assert "collapsed" not in caplog.text
+
+
+@pytest.mark.parametrize(("bias", "found"), [(-9.0, "0 % of .* and 100 % of"), (9.0, "100 % of .* and 0 % of")])
+def test_a_classifier_that_cannot_judge_is_told(
+    prepared: PreparedSet, caplog: pytest.LogCaptureFixture, bias: float, found: str
+) -> None:
+    params = small_params(evaluate__attributes=["Odd"])
+    model, header = trained(prepared, params)
+    classifier = Classifier(8, 3, ("Odd",)).eval()
+    with torch.no_grad():
+        classifier.logits.bias.fill_(bias)
+    evaluation = evaluate(model, header, classifier, prepared, params.evaluate, seed=0)
+    assert re.search(f"no judge of Odd: of the test images it finds {found}", caplog.text)
+    (row,) = evaluation.tables["attribute_auc.csv"].to_dict("records")
+    assert (row["classifier_recall"], row["classifier_specificity"]) == ((0, 1) if bias < 0 else (1, 0))
+    assert evaluation.metrics["classifier_auc"] == row["classifier_auc"]
 
 
 def test_a_set_without_attributes_has_all_but_edits(prepared: PreparedSet) -> None:
     evaluation = measured(prepared, attributes=())
     assert "frechet_distance" in evaluation.metrics
-    assert not [name for name in evaluation.metrics if name.startswith("edit")]
+    assert not [name for name in evaluation.metrics if name.startswith(("edit", "classifier"))]
     assert len(evaluation.tables["edits.csv"]) == len(evaluation.tables["leakage.csv"]) == 0
     assert evaluation.directions.best == "difference"
 
@@ -121,7 +139,7 @@ def test_black_and_white_images_have_one_likelihood(prepared: PreparedSet) -> No
 def test_what_cannot_be_measured_is_told_by_its_key(prepared: PreparedSet) -> None:
     params = small_params(evaluate__attributes=["Bald"])
     model, header = trained(prepared, params)
-    classifier = Classifier(3, ("Odd",)).eval()
+    classifier = Classifier(8, 3, ("Odd",)).eval()
     with pytest.raises(UserError, match="evaluate.attributes: 'Bald' is no attribute of this set; there are Odd"):
         evaluate(model, header, classifier, prepared, params.evaluate, seed=0)
 

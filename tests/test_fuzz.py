@@ -132,7 +132,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
     }
     files = {name: Reader(folder / name, load) for name, load in loads.items()}
     checkpoint.save(files["checkpoint"].path, model, params.train, crop=None, fingerprint="a")
-    save_classifier(files["classifier"].path, Classifier(3, ("Smiling",)), data_digest="a")
+    save_classifier(files["classifier"].path, Classifier(64, 3, ("Smiling",)), data_digest="a")
     save_priors(files["priors"].path, some_priors(), fingerprint="a")
     directions = FittedDirections({"joint": {"Smiling": torch.ones(3)}, "original": {}}, "joint")
     save_directions(files["directions"].path, directions, fingerprint="a")

@@ -45,7 +45,8 @@ def test_the_originals_have_their_shapes(preset: str, features: tuple[int, ...],
     ],
 )
 def test_each_convolution_divides_the_size_by_its_stride(kernel_size: int, strides: tuple[int, int]) -> None:
-    params = small_params(model__kernel_size=kernel_size, model__strides=list(strides), data__image_size=24).model
+    sizes = {"model__kernel_size": kernel_size, "model__decoder_kernel_size": kernel_size, "data__image_size": 24}
+    params = small_params(model__strides=list(strides), **sizes).model
     images = torch.rand(2, 3, 24, 24)
     model = VAE(params, 24, 3)
     assert model.encoder.blocks(images).shape[-1] == 24 // math.prod(strides)
@@ -53,11 +54,12 @@ def test_each_convolution_divides_the_size_by_its_stride(kernel_size: int, strid
 
 
 def test_the_decoder_mirrors_the_encoder() -> None:
-    params = small_params(model__normalization="batch", model__dropout=0.1).model
+    params = small_params(model__normalization="batch", model__dropout=0.1, model__kernel_size=3).model
     encoder = [layer for layer in Encoder(params, 8, 3).modules() if isinstance(layer, nn.Conv2d)]
     decoder = [layer for layer in Decoder(params, 8, 3).modules() if isinstance(layer, nn.ConvTranspose2d)]
     for down, up in zip(encoder, reversed(decoder), strict=True):
         assert (down.in_channels, down.out_channels, down.stride) == (up.out_channels, up.in_channels, up.stride)
+        assert (down.kernel_size, up.kernel_size) == ((3, 3), (4, 4))
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch", "group"])

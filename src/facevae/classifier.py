@@ -6,7 +6,7 @@ It stands in for a network that would have to be downloaded, and is trained on t
 import itertools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,16 +20,18 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from facevae.adam import Adam
-from facevae.attributes import varied_attributes
+from facevae.attributes import area_under_curve, varied_attributes
 from facevae.errors import UserError
 from facevae.hardware import autocast
 from facevae.inference import batches_of
 from facevae.model import to_unit_range
-from facevae.params import ClassifierParams, PositiveInt, Precision
+from facevae.params import ClassifierParams, ImageSize, PositiveInt, Precision
 from facevae.tensor_file import build_module, read_tensors, write_tensors
 
-WIDTHS = (32, 64, 128, 128)
+WIDTHS = (32, 64, 128, 128)  # and so on with the last for large images
+MAP_SIZE = 4  # pixels, about, of the last feature maps of large images
 DROPOUT = 0.2
+THRESHOLD = 0.5  # an attribute of a higher probability is there
 
 
 class Header(BaseModel):
@@ -37,19 +39,26 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    image_size: ImageSize
     image_channels: PositiveInt
     attributes: tuple[str, ...]
     data_digest: str
 
 
 class Classifier(nn.Module):
-    """Images (batch, channel, height, width) in [0, 1] to one logit for each attribute, (batch, num_attributes)."""
+    """Images (batch, channel, height, width) in [0, 1] to one logit for each attribute, (batch, num_attributes).
 
-    def __init__(self, image_channels: int, attributes: tuple[str, ...]) -> None:
+    Each block halves the images, and there is one more for each doubling of `image_size`, so that the means over the
+    last feature maps are always those of large parts of the face.
+    """
+
+    def __init__(self, image_size: int, image_channels: int, attributes: tuple[str, ...]) -> None:
         super().__init__()
+        self.image_size = image_size
         self.image_channels = image_channels
         self.attributes = attributes
-        widths = (image_channels, *WIDTHS)
+        num_blocks = max(len(WIDTHS), int(math.log2(image_size / MAP_SIZE)))
+        widths = (image_channels, *WIDTHS, *[WIDTHS[-1]] * (num_blocks - len(WIDTHS)))
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(
@@ -92,6 +101,34 @@ def judge(classifier: Classifier, images: NDArray[np.uint8], batch_size: int) ->
     return Judgement(features, torch.sigmoid(logits))
 
 
+def skill_table(judgement: Judgement, judged: Sequence[str], attributes: pd.DataFrame) -> pd.DataFrame:
+    """How well a classifier knows attributes by images that it was not trained on.
+
+    Parameters
+    ----------
+    judgement, judged
+        Of N images, and the names of the attributes that its probabilities are of.
+    attributes
+        What the images really have: values 0 and 1, one row an image.
+
+    Returns
+    -------
+    pandas.DataFrame
+        index attribute; classifier_auc (area under the ROC curve of its probability), classifier_recall (share of the
+        images with the attribute that it finds) and classifier_specificity (share of those without it that it finds to
+        be so). Attributes that these images share are left out.
+    """
+    rows = {}
+    for name, probability in zip(judged, judgement.probabilities.T.numpy(), strict=True):
+        has = attributes[name].to_numpy(dtype=bool)
+        if has.any() and not has.all():
+            found = probability > THRESHOLD
+            auc = area_under_curve(probability, has)
+            rows[name] = (auc, found[has].mean(), 1 - found[~has].mean())
+    columns = [f"classifier_{name}" for name in ("auc", "recall", "specificity")]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("attribute")
+
+
 def train_classifier(
     images: NDArray[np.uint8],
     attributes: pd.DataFrame,
@@ -123,7 +160,7 @@ def train_classifier(
     """
     varied = varied_attributes(attributes)
     torch.manual_seed(seed)
-    classifier = Classifier(images.shape[3], tuple(varied.columns)).to(device).train()
+    classifier = Classifier(images.shape[1], images.shape[3], tuple(varied.columns)).to(device).train()
     if varied.empty:
         return classifier.cpu().eval()
     labels = torch.from_numpy(varied.to_numpy(dtype=np.float32, copy=True)).to(device)
@@ -153,7 +190,12 @@ def train_classifier(
 
 def save_classifier(path: Path, classifier: Classifier, *, data_digest: str) -> None:
     """Write a classifier that was trained on the prepared set of this digest."""
-    header = Header(image_channels=classifier.image_channels, attributes=classifier.attributes, data_digest=data_digest)
+    header = Header(
+        image_size=classifier.image_size,
+        image_channels=classifier.image_channels,
+        attributes=classifier.attributes,
+        data_digest=data_digest,
+    )
     write_tensors(path, classifier.state_dict(), header)
 
 
@@ -166,7 +208,8 @@ def load_classifier(path: Path, *, data_digest: str) -> Classifier:
         The file is missing or damaged, or belongs to another set.
     """
     tensors, header = read_tensors(path, Header, remedy="make it by `dvc repro classifier`")
-    classifier = build_module(path, lambda: Classifier(header.image_channels, header.attributes), tensors)
+    sizes = header.image_size, header.image_channels
+    classifier = build_module(path, lambda: Classifier(*sizes, header.attributes), tensors)
     if header.data_digest != data_digest:
         raise UserError(f"{path} was trained on another set ({header.data_digest}, not {data_digest}): train it anew")
     return classifier

@@ -33,25 +33,25 @@ def _geometry_problems(data: "DataParams", model: "ModelParams") -> Iterator[str
             f"data.image_size: {data.image_size} is not divisible by {total_stride}, the product of "
             f"model.strides {list(model.strides)}: change one of them"
         )
-    if 1 in model.strides and model.kernel_size % 2 == 0:
-        yield f"model.kernel_size: {model.kernel_size} is even, and a stride of 1 needs an odd kernel to keep the size"
-    if model.kernel_size < max(model.strides):
+    for key in ("kernel_size", "decoder_kernel_size"):
+        size = getattr(model, key)
+        if 1 in model.strides and size % 2 == 0:
+            yield f"model.{key}: {size} is even, and a stride of 1 needs an odd kernel to keep the size"
+        if size < max(model.strides):
+            yield f"model.{key}: {size} is less than the stride {max(model.strides)}, which would skip pixels: raise it"
+    largest = max(model.kernel_size, model.decoder_kernel_size)
+    if (num_weights := _num_encoder_weights(data, model, largest)) > MAX_WEIGHTS:
         yield (
-            f"model.kernel_size: {model.kernel_size} is smaller than the stride {max(model.strides)}, "
-            "which would skip pixels: raise it"
-        )
-    if (num_weights := _num_encoder_weights(data, model)) > MAX_WEIGHTS:
-        yield (
-            f"model.channels: {list(model.channels)} with model.kernel_size {model.kernel_size}, "
-            f"model.residual_blocks {model.residual_blocks} and model.latent_dim {model.latent_dim} give an encoder of "
+            f"model.channels: {list(model.channels)} with kernels of {largest}, "
+            f"model.residual_blocks {model.residual_blocks} and model.latent_dim {model.latent_dim} give networks of "
             f"{num_weights:,} weights; more than {MAX_WEIGHTS:,} are refused: lower some of them"
         )
 
 
-def _num_encoder_weights(data: "DataParams", model: "ModelParams") -> int:
+def _num_encoder_weights(data: "DataParams", model: "ModelParams", kernel_size: int) -> int:
     """Of its convolutions, its residual blocks and the two linear layers to the latent; biases are too few to count."""
     widths = (data.channels, *model.channels)
-    convolutions = model.kernel_size**2 * sum(before * after for before, after in pairwise(widths))
+    convolutions = kernel_size**2 * sum(before * after for before, after in pairwise(widths))
     residual = model.residual_blocks * 2 * 3**2 * widths[-1] ** 2
     num_features = widths[-1] * (data.image_size // math.prod(model.strides)) ** 2
     return convolutions + residual + 2 * num_features * model.latent_dim

@@ -45,8 +45,9 @@ def decode_in_order(read: Read, params: DataParams, num_images: int, chunk_size:
         A process that decodes was killed, or the Dask cluster cannot be reached.
     """
     pending: deque[tuple[int, Callable[[], Chunk]]] = deque()
-    processes = _dask_cluster if os.environ.get(DASK) else _own_processes
-    with processes(read, params, chunk_size) as (submit, num_pending):
+    has_cluster = bool(os.environ.get(DASK))
+    processes = _dask_cluster(read, params) if has_cluster else _own_processes(read, params, chunk_size)
+    with processes as (submit, num_pending):
         for start in range(0, num_images, chunk_size):
             pending.append((start, submit(start, min(start + chunk_size, num_images))))
             if len(pending) > num_pending:
@@ -58,7 +59,7 @@ def decode_in_order(read: Read, params: DataParams, num_images: int, chunk_size:
 
 def decode(read: Read, params: DataParams, start: int, stop: int) -> Chunk:
     """The usable images of a chunk, and the position and reason of each of the others."""
-    images = np.empty((stop - start, *_shape(params)), np.uint8)
+    images = np.empty((stop - start, *params.image_shape), np.uint8)
     bad = decode_into(images, read, params, start, stop)
     return images[: len(images) - len(bad)], bad
 
@@ -77,15 +78,11 @@ def decode_into(
     return bad
 
 
-def _shape(params: DataParams) -> tuple[int, int, int]:
-    return params.image_size, params.image_size, params.channels
-
-
 @contextmanager
 def _own_processes(read: Read, params: DataParams, chunk_size: int) -> Iterator[tuple[Submit, int]]:
     """Forks of this process, which leave the pixels in memory that they share with it: a pipe would slow all down."""
     num_pending = 2 * (os.cpu_count() or 1)
-    shape = num_pending + 1, chunk_size, *_shape(params)  # one more, which the caller reads meanwhile
+    shape = num_pending + 1, chunk_size, *params.image_shape  # one more, which the caller reads meanwhile
     chunks = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
     turns = cycle(range(len(chunks)))
 
@@ -138,7 +135,7 @@ def _decode_here(turn: int, start: int, stop: int) -> list[tuple[int, str]]:
 
 
 @contextmanager
-def _dask_cluster(read: Read, params: DataParams, _: int) -> Iterator[tuple[Submit, int]]:
+def _dask_cluster(read: Read, params: DataParams) -> Iterator[tuple[Submit, int]]:
     address = os.environ[DASK]
     try:
         from distributed import Client, KilledWorker

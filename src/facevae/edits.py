@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facevae.attributes import Directions, Method, edit
-from facevae.classifier import Classifier, judge
+from facevae.classifier import THRESHOLD, Classifier, judge
 from facevae.inference import decode_all, encode_all
 from facevae.metrics import ssim
 from facevae.model import VAE, to_unit_range
@@ -165,7 +165,7 @@ class _Subjects:
         latent = encode_all(model, images, batch_size).mean
         pictures = decode_all(model, latent, batch_size)
         probabilities = judge(classifier, pictures, batch_size).probabilities
-        kept = (probabilities[:, self.column] > 0.5) == torch.from_numpy(has)
+        kept = (probabilities[:, self.column] > THRESHOLD) == torch.from_numpy(has)
         self.latent, self.probabilities = latent[kept], probabilities[kept]
         self.pictures = pictures[kept.numpy()]
         self.sign = torch.from_numpy(np.where(has, -1.0, 1.0)).float()[kept, None]  # towards what is asked for
@@ -180,7 +180,7 @@ class _Subjects:
         latent = edit(self.latent, self.sign * direction, strength)
         pictures = decode_all(self.model, latent, self.batch_size)
         probabilities = judge(self.classifier, pictures, self.batch_size).probabilities
-        has_flipped = (probabilities > 0.5) != (self.probabilities > 0.5)
+        has_flipped = (probabilities > THRESHOLD) != (self.probabilities > THRESHOLD)
         success = has_flipped[:, self.column].double().numpy()
         others = torch.arange(has_flipped.shape[1]) != self.column
         leakage = float(has_flipped[:, others].double().mean()) if others.any() else 0.0

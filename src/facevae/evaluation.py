@@ -8,7 +8,7 @@ import pandas as pd
 from facevae.attributes import Directions, FittedDirections, Method, auc_table, fit_directions, require_known
 from facevae.binarization import binarize
 from facevae.checkpoint import Header, require_shape
-from facevae.classifier import Classifier
+from facevae.classifier import Classifier, judge, skill_table
 from facevae.edits import RANDOM, EditStudy, Strengths, study_edits
 from facevae.errors import UserError
 from facevae.files import require_finite
@@ -23,6 +23,8 @@ from facevae.priors import FittedPriors, fit_priors
 from facevae.samplers import Samplers
 
 MAX_CALIBRATION_IMAGES = 5000  # training images that the calibrated sigma is taken from
+
+LOWEST_SKILL = 0.5  # recall or specificity of the classifier, below which it cannot judge an attribute's edits
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ def evaluate(
     likelihood = measure.likelihood(train, held_out, priors)
     samplers = Samplers(model, classifier, priors, held_out.images, held_out.posteriors, params, seed=seed)
     samples = samplers.compared(train.images)
+    skill = measure.skill(held_out)
     chosen = measure.edits(validation, directions)
     edits = chosen if params.split == "validation" else measure.edits(held_out, directions)
     best_method, strengths = chosen.best_method(), chosen.best_strengths()
@@ -79,6 +82,7 @@ def evaluate(
         **_latent_metrics(held_out.posteriors),
         **{str(name): value for name, value in samples.to_dict("index")[priors.best].items()},
         "neighbour_distance_ratio": samplers.neighbour_distance_ratio(train.images),
+        **({} if skill.empty else {"classifier_auc": float(skill["classifier_auc"].mean())}),
         **(_edit_metrics(edits, strengths, best_method) if params.attributes else {}),
     }
     require_finite(metrics, "evaluate")
@@ -86,7 +90,9 @@ def evaluate(
         "latent.csv": latent_table(held_out.posteriors),
         "likelihood.csv": likelihood,
         "samplers.csv": samples.reset_index(),
-        "attribute_auc.csv": auc_table(held_out.posteriors.mean, held_out.attributes, directions),
+        "attribute_auc.csv": auc_table(held_out.posteriors.mean, held_out.attributes, directions).join(
+            skill, on="attribute"
+        ),
         "edits.csv": edits.table,
         "leakage.csv": edits.leakage(strengths, best_method).reset_index(),
     }
@@ -142,6 +148,23 @@ class _Measure:
             batch_size=self.params.batch_size,
             seed=self.seed,
         )
+
+    def skill(self, held_out: _Split) -> pd.DataFrame:
+        """`skill_table` of the classifier, which a warning tells of where it cannot judge the edits."""
+        judgement = judge(self.classifier, held_out.images, self.params.batch_size)
+        table = skill_table(judgement, self.classifier.attributes, held_out.attributes)
+        for name in table.index.intersection(list(self.params.attributes)):
+            recall, specificity = table.loc[name, ["classifier_recall", "classifier_specificity"]]
+            if min(recall, specificity) < LOWEST_SKILL:
+                logger.warning(
+                    "the classifier is no judge of %s: of the %s images it finds %.0f %% of those with it, and %.0f %% "
+                    "of those without it. Raise classifier.epochs, or take more images",
+                    name,
+                    self.params.split,
+                    100 * recall,
+                    100 * specificity,
+                )
+        return table
 
     def edits(self, split: _Split, directions: dict[Method, Directions]) -> EditStudy:
         """`study_edits` as the params have it."""

@@ -175,14 +175,14 @@ def feature_shape(params: ModelParams, image_size: int) -> tuple[int, int, int]:
     return params.channels[-1], size, size
 
 
-def _padding(params: ModelParams, stride: int) -> int:
+def _padding(kernel_size: int, stride: int) -> int:
     """The padding with which a convolution divides the size by exactly its stride."""
-    return math.ceil((params.kernel_size - stride) / 2)
+    return math.ceil((kernel_size - stride) / 2)
 
 
 def _convolution(params: ModelParams, in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
     """The convolution that divides the size by exactly its stride."""
-    padding = _padding(params, stride)
+    padding = _padding(params.kernel_size, stride)
     return nn.Conv2d(in_channels, out_channels, params.kernel_size, stride, padding, bias=_has_bias(params))
 
 
@@ -190,9 +190,9 @@ def _transposed(
     params: ModelParams, in_channels: int, out_channels: int, stride: int, *, bias: bool
 ) -> nn.ConvTranspose2d:
     """The transposed convolution that multiplies the size by exactly its stride."""
-    padding = _padding(params, stride)
-    output_padding = stride + 2 * padding - params.kernel_size
-    size = params.kernel_size, stride, padding, output_padding
+    kernel_size = params.decoder_kernel_size
+    padding = _padding(kernel_size, stride)
+    size = kernel_size, stride, padding, stride + 2 * padding - kernel_size
     return nn.ConvTranspose2d(in_channels, out_channels, *size, bias=bias)
 
 

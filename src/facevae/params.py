@@ -22,6 +22,8 @@ Likelihood = Literal["squared_error", "gaussian", "bernoulli"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Binarization = Literal["none", "threshold", "fixed", "per_epoch"]
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]  # what torch takes as an int
+ImageSize = Annotated[int, Field(ge=8, le=1024)]  # pixels, height = width
+KernelSize = Annotated[int, Field(ge=1, le=15)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1, max_length=500, pattern="^[^\0]*$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -49,7 +51,7 @@ class DataParams(Section):
     source: Literal["avatars", "celeba", "mnist", "folder"]
     root: Text
     num_images: PositiveInt | None  # None: all that the source has
-    image_size: Annotated[int, Field(ge=8, le=1024)]  # pixels, height = width
+    image_size: ImageSize
     channels: Literal[1, 3]
     crop: PositiveInt | None  # side in source pixels; None: the largest centred square
     split: Literal["random", "official"]
@@ -57,13 +59,19 @@ class DataParams(Section):
     test_fraction: Fraction
     on_bad_image: Literal["fail", "skip"]
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a prepared image."""
+        return self.image_size, self.image_size, self.channels
+
 
 class ModelParams(Section):
     """The encoder; the decoder mirrors it."""
 
     channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1, max_length=100)]
     strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(strict=False, min_length=1, max_length=100)]
-    kernel_size: Annotated[int, Field(ge=1, le=15)]
+    kernel_size: KernelSize
+    decoder_kernel_size: KernelSize  # of its transposed convolutions
     residual_blocks: Annotated[int, Field(ge=0, le=1000)]  # on each side, at the smallest feature map
     latent_dim: Annotated[int, Field(ge=2, lt=2**31)]
     normalization: Literal["none", "batch", "group"]

@@ -81,7 +81,7 @@ def _check_splits(splits: NDArray[np.str_], params: DataParams) -> None:
 
 
 def _write(source: Source, splits: NDArray[np.str_], params: DataParams, folder: Path) -> Manifest:
-    shape = (params.image_size, params.image_size, params.channels)
+    shape = params.image_shape
     chunk_size = max(1, CHUNK_BYTES // math.prod(shape))
     bad_images: list[tuple[int, str]] = []
     with ExitStack() as stack:

@@ -65,7 +65,7 @@ lock:
 		--no-deps --output-file benchmarks/requirements.lock benchmarks/requirements.in
 
 clean:
-	rm -rf .venv .facevae .mypy_cache .pytest_cache .ruff_cache .hypothesis data/prepared.old data/prepared.partial
+	rm -rf .venv .facevae/quality .facevae/trials .mypy_cache .pytest_cache .ruff_cache .hypothesis data/prepared.old data/prepared.partial
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv, itself taken from the lock with its hashes, installs everything else in a fraction of pip's time. Compiled now,

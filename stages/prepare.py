@@ -5,10 +5,11 @@ from facevae.fingerprint import inputs_digest, refuse_change
 from facevae.layout import PREPARED
 from facevae.params import load_params
 from facevae.preparation import prepare
-from facevae.sources import open_source
+from facevae.sources import fetch, open_source
 
 
 def main() -> None:
+    fetch(load_params().data)  # first, since what is downloaded belongs to the inputs
     before = inputs_digest("prepare")
     params = load_params()
     source = open_source(params.data, params.seed)

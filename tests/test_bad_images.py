@@ -176,6 +176,10 @@ ODD = {  # name: the file, the two pixels that it shows
     "1 bit": (stored(Image.new("1", (2, 1), 1), "PNG"), [255, 255]),
     "another profile": (stored(Image.new("RGB", (2, 1), RED), "PNG", icc_profile=SWAPPED), [BLUE, BLUE]),
     "another profile and alpha": (stored(clear_and_black("RGBA"), "PNG", icc_profile=SWAPPED), [WHITE, BLUE]),
+    "another profile and a palette": (
+        stored(Image.new("RGB", (2, 1), RED).quantize(2), "PNG", icc_profile=SWAPPED),
+        [BLUE, BLUE],
+    ),
     "a profile that is none": (stored(Image.new("RGB", (2, 1), RED), "PNG", icc_profile=b"none"), [RED, RED]),
     "a profile of RGB in grey": (stored(Image.new("L", (2, 1), 9), "PNG", icc_profile=SWAPPED), [9, 9]),
     "more bytes than pixels": (png(2, 1, bytes(10**6)), [0, 0]),

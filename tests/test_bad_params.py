@@ -68,6 +68,7 @@ VALUES = [  # key, value, what the error says
     ("train.likelihood", "bernoulli", "train.binarization: 'none', but train.likelihood 'bernoulli' is for black and"),
     ("train.binarization", "fixed", "train.binarization: 'fixed', but train.likelihood 'squared_error' is for all"),
     ("train.micro_batch_size", 9, "train.micro_batch_size: 9 is a part of train.batch_size 8, and cannot be larger"),
+    ("classifier.batch_size", 2, "classifier.batch_size: 2 may leave an image alone"),
     ("train.launcher", "", "train.launcher: '' must have at least 1 character"),
     ("figures.strengths", [1, 0, -1], "figures.strengths: [1.0, 0.0, -1.0] must rise from negative to positive"),
 ]
@@ -106,6 +107,16 @@ SCALARS = {  # of train.learning_rate: as it is written, and what it is or what 
     "0644": 644.0,
     "": "train.learning_rate: None must be a valid number",
 }
+
+
+@pytest.mark.parametrize(("key", "least"), [("batch_size", 2), ("micro_batch_size", 3)])
+def test_batch_normalisation_of_maps_of_one_pixel_needs_several_images(key: str, least: int) -> None:
+    changes: dict[str, object] = {"model__normalization": "batch", "model__strides": [2, 4]}
+    with pytest.raises(UserError, match=f"train.{key}: {least - 1} may leave an image alone"):
+        small_params(**changes, **{f"train__{key}": least - 1})
+    small_params(**changes, **{f"train__{key}": least})
+    small_params(model__normalization="batch", **{f"train__{key}": 1})
+    small_params(model__strides=[2, 4], **{f"train__{key}": 1})
 
 
 @pytest.mark.parametrize(

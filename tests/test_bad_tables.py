@@ -34,6 +34,7 @@ BAD_TXT = {  # name: content, what the error says
     "a column twice": (TXT.replace("Smiling", "Male"), "the column 'Male' stands twice"),
     "a NUL": (TXT.replace("Male", "Ma\0le"), "the name of column 2 is 'Ma\\x00le'"),
     "a column named split": (TXT.replace("Male", "split"), "a column is named 'split'"),
+    "a column named attribute": (TXT.replace("Male", "attribute"), "a column is named 'attribute'"),
     "a column named name": (TXT.replace("Male", "name"), "a column is named 'name'"),
     "commas for blanks": (CSV, "has no columns beside the first"),
     "no text": ("\udcff\udcfe", "is not UTF-8 text: 'utf-8' codec can't decode"),

@@ -56,7 +56,7 @@ CLEAN = {"Red": torch.tensor([0.5, 0.0, 0.0]), "Blue": torch.tensor([0.0, 0.5, 0
 MIXED = {"Red": torch.tensor([0.5, 0.5, 0.0]), "Blue": torch.tensor([0.5, 0.5, 0.0])}
 
 
-def study(num_images: int = 50) -> EditStudy:
+def study(num_images: int = 50, num_bootstraps: int = 50) -> EditStudy:
     return study_edits(
         Swatches(),  # type: ignore[arg-type]
         Colours().eval(),
@@ -66,7 +66,7 @@ def study(num_images: int = 50) -> EditStudy:
         ["Red", "Blue"],
         [0.2, 1.0],
         num_images=num_images,
-        num_bootstraps=50,
+        num_bootstraps=num_bootstraps,
         batch_size=16,
         seed=0,
     )
@@ -103,6 +103,12 @@ def test_the_control_is_a_direction_of_its_own_for_each_image() -> None:
     for name in ("success", "leakage"):
         assert np.mean([part[name] for part in found]) == pytest.approx(expected, abs=0.1)
     assert row("Red", RANDOM, 0.2)["success"] == 0
+
+
+def test_the_control_does_not_depend_on_how_the_intervals_are_drawn() -> None:
+    again = study(num_bootstraps=3).table
+    random = again["method"] == RANDOM
+    assert again.loc[random, "success"].equals(STUDY.table.loc[random, "success"])
 
 
 def test_the_best_method_and_strengths_are_those_that_select() -> None:

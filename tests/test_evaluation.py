@@ -4,14 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import small_params
 
+from facevae import evaluation as evaluation_module
 from facevae import objective
 from facevae.attributes import area_under_curve
 from facevae.checkpoint import Header
 from facevae.classifier import Classifier, train_classifier
+from facevae.edits import CHANGE_COLUMNS, COLUMNS, EditStudy
 from facevae.errors import UserError
 from facevae.evaluation import Evaluation, evaluate
 from facevae.inference import encode_all
@@ -118,6 +121,26 @@ def test_a_classifier_that_cannot_judge_is_told(
     (row,) = evaluation.tables["attribute_auc.csv"].to_dict("records")
     assert (row["classifier_recall"], row["classifier_specificity"]) == ((0, 1) if bias < 0 else (1, 0))
     assert evaluation.metrics["classifier_auc"] == row["classifier_auc"]
+
+
+def test_where_no_edit_can_be_judged_there_are_no_figures_of_edits(
+    prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = EditStudy(pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=CHANGE_COLUMNS))
+    monkeypatch.setattr(evaluation_module, "study_edits", lambda *_, **__: nothing)
+    evaluation = measured(prepared)
+    assert not [name for name in evaluation.metrics if name.startswith("edit")]
+    assert len(evaluation.tables["edits.csv"]) == len(evaluation.tables["leakage.csv"]) == 0
+
+
+def test_a_model_of_black_and_white_is_measured_against_the_images_as_they_are(prepared: PreparedSet) -> None:
+    """Its pictures are means, in all intensities; so are the images that the classifier knows."""
+    binary = measured(prepared, train__likelihood="bernoulli", train__binarization="per_epoch")
+    grey = measured(prepared)
+    measures = ["frechet_distance", "kernel_distance", "sliced_wasserstein_distance", "sharpness_ratio"]
+    tables = [part.tables["samplers.csv"].set_index("sampler")[measures].T for part in (binary, grey)]
+    assert tables[0]["training images"].equals(tables[1]["training images"])
+    assert binary.metrics["classifier_auc"] == grey.metrics["classifier_auc"]
 
 
 def test_a_set_without_attributes_has_all_but_edits(prepared: PreparedSet) -> None:

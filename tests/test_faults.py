@@ -26,7 +26,7 @@ from facevae import checkpoint, flow, tracking
 from facevae.classifier import train_classifier
 from facevae.errors import UserError, reported_errors
 from facevae.files import parse_csv, replace_folder, write_bytes, write_json
-from facevae.layout import HISTORY, MODEL
+from facevae.layout import HISTORY, LEAKAGE, MODEL
 from facevae.tensor_file import read_tensors, write_tensors
 
 STAGES = ("prepare", "classifier", "train", "evaluate", "figures")
@@ -262,6 +262,12 @@ def test_a_missing_table_is_told(project: Path, capsys: pytest.CaptureFixture[st
 def test_a_table_without_finite_numbers_is_no_history(rows: bytes, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         parse_csv(b"epoch,loss\n" + rows, HISTORY, numbers=("epoch", "loss"), stage="train")
+
+
+def test_names_of_attributes_are_text_whatever_they_look_like() -> None:
+    content = b"attribute,0\n1,0.5\nNA,0.25\n"
+    table = parse_csv(content, LEAKAGE, numbers=(), text=("attribute",), stage="evaluate")
+    assert table["attribute"].to_list() == ["1", "NA"]
 
 
 def change_model(project: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:

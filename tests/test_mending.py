@@ -25,6 +25,14 @@ def test_a_damaged_lock_gives_way_to_that_of_the_last_commit(folder: Path, conte
     assert (folder / DAMAGED).read_bytes() == content
 
 
+def test_without_git_a_damaged_lock_stays_where_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / LOCK).write_bytes(b"schema")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileNotFoundError, match="git"):
+        list(mend(folder))
+    assert (folder / LOCK).read_bytes() == b"schema"
+
+
 def test_a_damaged_lock_that_no_commit_has_is_put_aside(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_bytes(b"schema")
     [said] = mend(tmp_path)

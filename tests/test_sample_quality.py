@@ -9,6 +9,7 @@ from scipy.spatial.distance import cdist
 from skimage.color import rgb2yuv
 from sklearn.metrics.pairwise import polynomial_kernel
 
+from facevae.errors import UserError
 from facevae.inference import batches_of
 from facevae.sample_quality import (
     frechet_distance,
@@ -46,6 +47,12 @@ def test_sharpness_is_the_variance_that_scipy_finds() -> None:
     single = NOISE[..., :1]
     expected = np.mean([laplace(image / 255)[1:-1, 1:-1].var() for image in single[..., 0]])
     assert sharpness(single) == pytest.approx(expected, rel=1e-5)
+
+
+def test_images_without_an_edge_are_no_measure_of_sharpness() -> None:
+    flat = np.full((3, 8, 8, 3), 99, np.uint8)
+    with pytest.raises(UserError, match="each of the held-out images is of one colour"):
+        sharpness_ratio(flat, flat)
 
 
 def test_the_sharpness_ratio_tells_blur_from_noise() -> None:

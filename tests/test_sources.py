@@ -1,5 +1,6 @@
 import gzip
 import pickle
+import runpy
 import shutil
 import struct
 import zipfile
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import shared_data, small_params
+import yaml
+from conftest import ROOT, shared_data, small_params, small_tree
 
 from facevae.errors import UserError
-from facevae.sources import open_source
+from facevae.prepared import PreparedSet
+from facevae.sources import mnist, open_source
 from facevae.sources.avatars import open_avatars
 from facevae.sources.celeba import open_celeba
 from facevae.sources.folder import open_folder
@@ -216,6 +219,23 @@ def test_one_part_of_mnist_alone_is_taken_with_a_warning(tmp_path: Path, caplog:
     write_mnist(tmp_path, "t10k", [7, 8], compress=True)
     assert len(open_mnist(tmp_path, None).names) == 2
     assert "only the t10k part" in caplog.text
+
+
+def test_the_stage_takes_what_it_has_just_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = small_tree(data__source="mnist", data__channels=1, data__num_images=None)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    (tmp_path / "data" / "raw").mkdir(parents=True)
+    for name in ("dvc.yaml", "src", "stages"):
+        (tmp_path / name).symlink_to(ROOT / name)
+
+    def download(root: Path) -> None:
+        for part in ("train", "t10k"):
+            write_mnist(root, part, list(range(10)), compress=True)
+
+    monkeypatch.setattr(mnist, "_download", download)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("stages/prepare.py", run_name="__main__")
+    assert PreparedSet().manifest.num_images == {"train": 12, "validation": 4, "test": 4}
 
 
 def test_real_mnist_is_read() -> None:

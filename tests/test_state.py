@@ -10,11 +10,30 @@ from conftest import ROOT, change_params, commit_all
 
 from facevae.errors import UserError
 from facevae.tracking.files import CommittedFiles, WorkTree, open_files
+from facevae.tracking.repository import Repository
 from facevae.tracking.state import State
 
 
 def differences(state: State) -> dict[str, list[str]]:
     return {name: parts for name in state.stages if (parts := list(state.differences(name)))}
+
+
+def test_a_folder_outside_git_has_no_commits_in_whatever_language_git_speaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = tmp_path / "bin" / "git"
+    git.parent.mkdir()
+    git.write_text(
+        "#!/bin/sh\n"
+        "said='Kein Git-Repository'\n"
+        '[ "$LC_ALL" = C ] && said="not a git repository"\n'
+        'echo "fatal: $said" >&2\n'
+        "exit 128\n"
+    )
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(git.parent), prepend=":")
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    assert Repository(tmp_path).commits() == []
 
 
 def test_digests_are_those_of_dvc(project: Path) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from facevae.errors import UserError
-from facevae.tensor_file import read_tensors, write_tensors
+from facevae.tensor_file import read_tensors, require_model, write_tensors
 
 Directions = dict[str, Tensor]  # by attribute, each (latent_dim,)
 Method = Literal["original", "difference", "balanced", "joint"]
@@ -165,10 +165,7 @@ def load_directions(path: Path, *, fingerprint: str) -> FittedDirections:
     """
     remedy = "make it by `dvc repro evaluate`, or name another file of directions"
     tensors, header = read_tensors(path, Header, remedy=remedy)
-    if header.fingerprint != fingerprint:
-        raise UserError(
-            f"{path} belongs to another model (training {header.fingerprint}, not {fingerprint}): evaluate this one"
-        )
+    require_model(path, header.fingerprint, fingerprint)
     by_method: dict[Method, Directions] = {method: {} for method in get_args(Method)}
     for key, vector in tensors.items():
         method, _, name = key.partition("/")

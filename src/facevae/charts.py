@@ -133,7 +133,7 @@ def save_strengths(path: Path, table: pd.DataFrame, best_method: str) -> None:
     num_rows = -(-len(attributes) // num_columns)
     figure = Figure(figsize=(1 + 3.4 * num_columns, 0.6 + 2.8 * num_rows), dpi=DPI, layout="constrained")
     panels = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for axes, attribute in zip(panels, attributes, strict=False):
+    for axes, attribute, title in zip(panels, attributes, in_words(attributes), strict=False):
         for index, (method, rows) in enumerate(table[table["attribute"] == attribute].groupby("method", sort=False)):
             is_best = method == best_method
             width = 2.2 if is_best else 1.2
@@ -148,7 +148,7 @@ def save_strengths(path: Path, table: pd.DataFrame, best_method: str) -> None:
                     linewidth=0,
                 )
                 axes.plot(rows["strength"], rows["leakage"], "--", color=f"C{index}", label=f"{method}: leakage")
-        axes.set(title=attribute.replace("_", " "), ylim=(-0.03, 1.03))
+        axes.set(title=title, ylim=(-0.03, 1.03))
         axes.grid(alpha=0.25)
     for axes in panels[len(attributes) :]:
         axes.set_visible(False)
@@ -164,8 +164,8 @@ def save_leakage(path: Path, changes: pd.DataFrame) -> None:
     figure = Figure(figsize=(2.6 + 0.32 * num_columns, 2.4 + 0.32 * num_rows), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(changes.to_numpy(), cmap="RdBu_r", vmin=-1, vmax=1, aspect="equal")
-    axes.set_xticks(range(num_columns), _in_words(changes.columns), rotation=90, fontsize=8)
-    axes.set_yticks(range(num_rows), _in_words(changes.index), fontsize=8)
+    axes.set_xticks(range(num_columns), in_words(changes.columns), rotation=90, fontsize=8)
+    axes.set_yticks(range(num_rows), in_words(changes.index), fontsize=8)
     for row, attribute in enumerate(changes.index):
         column = list(changes.columns).index(attribute)
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
@@ -174,5 +174,6 @@ def save_leakage(path: Path, changes: pd.DataFrame) -> None:
     save_figure(figure, path)
 
 
-def _in_words(names: Iterable[str]) -> list[str]:
+def in_words(names: Iterable[str]) -> list[str]:
+    """The names of attributes as people write them."""
     return [name.replace("_", " ") for name in names]

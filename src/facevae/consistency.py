@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the schema calls this module
     from facevae.params import DataParams, ModelParams, Params, TrainParams
 
+LARGEST_TO_ONE_PIXEL = 16  # pixels: what the four blocks of the classifier halve to one
 MAX_WEIGHTS = 2**31  # of an encoder: 8 GiB, and four times that with Adam's moments and the gradient
 
 
@@ -17,6 +18,7 @@ def find_problems(params: "Params") -> list[str]:
         *_geometry_problems(params.data, params.model),
         *_data_problems(params.data),
         *_train_problems(params.train),
+        *_normalization_problems(params),
         *_use_problems(params),
     ]
 
@@ -86,6 +88,26 @@ def _train_problems(train: "TrainParams") -> Iterator[str]:
         yield (
             f"train.binarization: {train.binarization!r}, but train.likelihood {train.likelihood!r} is for all "
             "intensities: use none, or bernoulli"
+        )
+
+
+def _normalization_problems(params: "Params") -> Iterator[str]:
+    """A single value has no variance: batch normalisation of maps of one pixel needs two images or more at a time.
+
+    Parts of a batch are of nearly equal size: those of up to two images may have one, those of up to three have two.
+    """
+    train, size = params.train, params.data.image_size
+    key, least = ("batch_size", 2) if train.micro_batch_size is None else ("micro_batch_size", 3)
+    number = getattr(train, key)
+    if params.model.normalization == "batch" and math.prod(params.model.strides) == size and number < least:
+        yield (
+            f"train.{key}: {number} may leave an image alone, whose feature maps of one pixel batch normalisation "
+            f"cannot normalise: raise it to {least}, or set model.normalization to group"
+        )
+    if size <= LARGEST_TO_ONE_PIXEL and params.classifier.batch_size < 3:
+        yield (
+            f"classifier.batch_size: {params.classifier.batch_size} may leave an image alone, whose feature maps of "
+            f"one pixel, with a data.image_size of {size}, the classifier cannot normalise: raise it to 3"
         )
 
 

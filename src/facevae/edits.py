@@ -121,7 +121,7 @@ def study_edits(
     """
     rows: list[dict[str, object]] = []
     changes: list[dict[str, object]] = []
-    generator = np.random.default_rng(seed)
+    control, bootstraps = (np.random.default_rng([seed, index]) for index in range(2))
     for attribute in edited:
         has = attributes[attribute].to_numpy(dtype=bool)
         chosen = np.sort(np.concatenate([np.flatnonzero(has)[:num_images], np.flatnonzero(~has)[:num_images]]))
@@ -129,11 +129,11 @@ def study_edits(
         if len(subjects.latent) == 0:
             continue
         judged: dict[str, Tensor] = {method: fitted[attribute] for method, fitted in directions.items()}
-        judged[RANDOM] = _random_directions(subjects.latent, judged["difference"].norm(), generator)
+        judged[RANDOM] = _random_directions(subjects.latent, judged["difference"].norm(), control)
         for method, direction in judged.items():
             for strength in strengths:
                 key = {"attribute": attribute, "method": method, "strength": strength}
-                row, change = subjects.judge_edit(direction, strength, generator, num_bootstraps)
+                row, change = subjects.judge_edit(direction, strength, bootstraps, num_bootstraps)
                 rows.append(key | row)
                 changes.extend(key | {"judged": name, "change": value} for name, value in change.items())
     return EditStudy(pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(changes, columns=CHANGE_COLUMNS))

@@ -62,16 +62,14 @@ def evaluate(
     """
     require_known("evaluate.attributes", params.attributes, classifier.attributes)
     names: tuple[SplitName, ...] = ("train", "validation", params.split)
-    splits: dict[SplitName, _Split] = {
-        name: _Split(model, header, prepared, name, params.batch_size, seed) for name in names
-    }
+    splits = {name: _Split(model, header, prepared, name, params.batch_size, seed) for name in dict.fromkeys(names)}
     train, validation, held_out = (splits[name] for name in names)
     priors = fit_priors(train.posteriors, validation.posteriors, seed=seed)
     directions = fit_directions(train.posteriors.mean, train.attributes, params.original_lambda)
     measure = _Measure(model, header, classifier, params, seed)
     likelihood = measure.likelihood(train, held_out, priors)
-    samplers = Samplers(model, classifier, priors, held_out.images, held_out.posteriors, params, seed=seed)
-    samples = samplers.compared(train.images)
+    samplers = Samplers(model, classifier, priors, held_out.originals, held_out.posteriors, params, seed=seed)
+    samples = samplers.compared(train.originals)
     skill = measure.skill(held_out)
     chosen = measure.edits(validation, directions)
     edits = chosen if params.split == "validation" else measure.edits(held_out, directions)
@@ -81,9 +79,9 @@ def evaluate(
         **_likelihood_metrics(likelihood, priors.best),
         **_latent_metrics(held_out.posteriors),
         **{str(name): value for name, value in samples.to_dict("index")[priors.best].items()},
-        "neighbour_distance_ratio": samplers.neighbour_distance_ratio(train.images),
+        "neighbour_distance_ratio": samplers.neighbour_distance_ratio(train.originals),
         **({} if skill.empty else {"classifier_auc": float(skill["classifier_auc"].mean())}),
-        **(_edit_metrics(edits, strengths, best_method) if params.attributes else {}),
+        **_edit_metrics(edits, strengths, best_method),
     }
     require_finite(metrics, "evaluate")
     tables = {
@@ -100,12 +98,17 @@ def evaluate(
 
 
 class _Split:
-    """Images (N, height, width, channels) of a split as the model takes them, their attributes and posteriors."""
+    """Images (N, height, width, channels) of a split, their attributes and posteriors.
+
+    `originals` are in all intensities, as the classifier and every decoded picture has them; `images` are what the
+    model takes, and black and white where it is trained on such.
+    """
 
     def __init__(
         self, model: VAE, header: Header, prepared: PreparedSet, name: SplitName, batch_size: int, seed: int
     ) -> None:
-        self.images = binarize(prepared.images(name), header.binarization, seed)
+        self.originals = prepared.images(name)
+        self.images = binarize(self.originals, header.binarization, seed)
         if len(self.images) < 2:
             raise UserError(f"the {name} split has {len(self.images)} image(s), and evaluate needs two or more")
         require_shape(self.images, header)
@@ -151,7 +154,7 @@ class _Measure:
 
     def skill(self, held_out: _Split) -> pd.DataFrame:
         """`skill_table` of the classifier, which a warning tells of where it cannot judge the edits."""
-        judgement = judge(self.classifier, held_out.images, self.params.batch_size)
+        judgement = judge(self.classifier, held_out.originals, self.params.batch_size)
         table = skill_table(judgement, self.classifier.attributes, held_out.attributes)
         for name in table.index.intersection(list(self.params.attributes)):
             recall, specificity = table.loc[name, ["classifier_recall", "classifier_specificity"]]
@@ -210,7 +213,10 @@ def _latent_metrics(posteriors: Posterior) -> dict[str, float]:
 
 
 def _edit_metrics(edits: EditStudy, strengths: Strengths, method: Method) -> dict[str, float]:
-    """Means over attributes at the strengths that were the best on the validation images."""
-    means = edits.at(strengths).groupby("method")[["success", "leakage", "selectivity", "ssim"]].mean().to_dict("index")
+    """Means over attributes at the strengths that were the best on the validation images, where there are edits."""
+    rows = edits.at(strengths)
+    if rows.empty:
+        return {}
+    means = rows.groupby("method")[["success", "leakage", "selectivity", "ssim"]].mean().to_dict("index")
     own = {f"edit_{name}": value for name, value in means[method].items()}
     return {**own, "edit_success_random": means[RANDOM]["success"]}

@@ -139,7 +139,8 @@ def parse_csv(
     """
     remedy = f"run `dvc repro --force {stage}`"
     try:
-        table = pd.read_csv(io.BytesIO(content))
+        types = dict.fromkeys(text, str)  # a name may read like a number, or like none
+        table = pd.read_csv(io.BytesIO(content), dtype=types, keep_default_na=False, na_values=[""])
     except ValueError as error:  # of any kind: pandas' own, or of the encoding
         raise UserError(f"{path} is damaged ({error}): {remedy}") from error
     if not content.endswith(b"\n"):

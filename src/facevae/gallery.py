@@ -148,14 +148,14 @@ def _render_arithmetic(
     chosen = np.array(images[np.arange(len(params.attributes)) % len(images)])
     tiles = pictures.vary_attributes(model, chosen, directions, params.attributes, params.strengths)
     strengths = [f"{strength:+g}" if strength else "0" for strength in params.strengths]
-    row_labels = _in_words(params.attributes)
+    row_labels = charts.in_words(params.attributes)
     figures.save_tiles(path, tiles, row_labels=row_labels, column_labels=("original", *strengths))
 
 
 def _render_edits(strengths: Path, leakage: Path, results: Results) -> None:
     if results.edits.empty:
         for path in (strengths, leakage):
-            figures.save_note(path, "No edits were judged: evaluate.attributes is empty.")
+            figures.save_note(path, "No edits were judged: no reconstruction shows any of evaluate.attributes.")
         return
     charts.save_strengths(strengths, results.edits, results.directions.best)
     charts.save_leakage(leakage, results.leakage.set_index("attribute"))
@@ -172,7 +172,7 @@ def _render_latent_map(path: Path, model: VAE, prepared: PreparedSet, means: Ten
         pictures.manifold(model, centre, axes, scale, MANIFOLD_STEPS),
         points.numpy(),
         _first_attribute(prepared.attributes(params.split)[: len(means)], params.latent_map_attributes),
-        _in_words(params.latent_map_attributes),
+        charts.in_words(params.latent_map_attributes),
         (f"{kind} 1", f"{kind} 2"),
     )
 
@@ -181,7 +181,3 @@ def _first_attribute(table: pd.DataFrame, attributes: Sequence[str]) -> NDArray[
     """For each row the position of the first of the attributes that it has, or -1."""
     has = table[list(attributes)].to_numpy(dtype=bool)
     return np.where(has.any(axis=1), has.argmax(axis=1), -1) if attributes else np.full(len(table), -1)
-
-
-def _in_words(attributes: Sequence[str]) -> list[str]:
-    return [attribute.replace("_", " ") for attribute in attributes]

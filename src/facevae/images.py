@@ -129,10 +129,11 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "1":
         return image.convert("L")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
         image = _to_srgb(image.convert("RGBA"))
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode == "P":
+        image = image.convert("RGB")  # which is what its profile is of
     return image if image.mode == "L" else _to_srgb(image)
 
 

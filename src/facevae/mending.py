@@ -24,14 +24,17 @@ def mend(root: Path) -> Iterator[str]:
     content = (root / LOCK).read_bytes() if (root / LOCK).is_file() else None
     if content is None or b"<<<<<<< " in content or _is_whole(content):
         return
-    (root / DAMAGED).parent.mkdir(parents=True, exist_ok=True)
-    (root / LOCK).replace(root / DAMAGED)
+    from facevae.files import write_bytes  # imports pandas: only where there is something to mend
+
     committed = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], cwd=root, capture_output=True, check=False)
+    (root / DAMAGED).parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(root / DAMAGED, content)
     kept = f"{LOCK} is damaged, as where DVC was killed while it wrote it; it is kept as {DAMAGED}"
     if committed.returncode:
+        (root / LOCK).unlink()
         yield f"{kept}, and nothing is in its place, since no commit has one"
     else:
-        (root / LOCK).write_bytes(committed.stdout)
+        write_bytes(root / LOCK, committed.stdout)
         yield f"{kept}, and that of the last commit is in its place"
 
 

@@ -32,7 +32,10 @@ def gaussian_nats(reconstruction: Tensor, images: Tensor, log_sigma: Tensor) -> 
 
 
 def bernoulli_nats(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """-log Bernoulli(images; reconstruction) of each image of pixels that are 0 or 1, shape (batch,)."""
+    """-log Bernoulli(images; reconstruction) of each image of pixels that are 0 or 1, shape (batch,).
+
+    That of a pixel is held below 100, since a reconstruction of 0 or 1 is one that was rounded.
+    """
     return functional.binary_cross_entropy(reconstruction, images, reduction="none").flatten(1).sum(1)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from facevae.errors import UserError
 from facevae.flow import Flow, aggregate_gaussian, fit_flow, standard_normal_log_prob, whiten
 from facevae.model import Posterior
-from facevae.tensor_file import check_tensors, read_tensors, write_tensors
+from facevae.tensor_file import check_tensors, read_tensors, require_model, write_tensors
 
 PRIORS = ("normal", "mixture", "flow")
 NUM_COMPONENTS = (2, 4, 8)  # beside one, which needs no fit; 16 lost on every model tried, and cost most
@@ -230,10 +230,7 @@ def load_priors(path: Path, *, fingerprint: str) -> FittedPriors:
     check_tensors(path, _tensors_of(Mixture(*parts), flow), tensors)
     flow.load_state_dict({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("flow.")})
     flow.eval()
-    if header.fingerprint != fingerprint:
-        raise UserError(
-            f"{path} belongs to another model (training {header.fingerprint}, not {fingerprint}): evaluate this one"
-        )
+    require_model(path, header.fingerprint, fingerprint)
     mixture = Mixture(*(tensors[f"mixture.{name}"] for name in ("weights", "means", "factors")))
     return FittedPriors(StandardNormal(latent_dim), mixture, flow, header.heldout_nats)
 

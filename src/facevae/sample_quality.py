@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from facevae.errors import UserError
 from facevae.inference import BATCH_SIZE, batches_of
 
 GREY = torch.tensor([0.299, 0.587, 0.114])  # Rec. 601, as in Pillow's mode "L"
@@ -33,8 +34,18 @@ def sharpness(images: NDArray[np.uint8]) -> float:
 
 
 def sharpness_ratio(samples: NDArray[np.uint8], images: NDArray[np.uint8]) -> float:
-    """Sharpness of samples relative to that of images: below 1 they are blurred, above 1 noisy."""
-    return sharpness(samples) / sharpness(images)
+    """Sharpness of samples relative to that of images: below 1 they are blurred, above 1 noisy.
+
+    Raises
+    ------
+    UserError
+        Each of the images is of one colour.
+    """
+    if (reference := sharpness(images)) == 0:
+        raise UserError(
+            "data: each of the held-out images is of one colour, against which no sharpness can be measured"
+        )
+    return sharpness(samples) / reference
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:

@@ -57,6 +57,12 @@ def read_tensors(path: Path, header: type[HeaderT], *, remedy: str) -> tuple[dic
         raise UserError(f"{path} is not of this version of facevae: {error}") from error
 
 
+def require_model(path: Path, found: str, expected: str) -> None:
+    """Raise a `UserError` where a file's model, by the fingerprint of its training, is not the one expected."""
+    if found != expected:
+        raise UserError(f"{path} belongs to another model (training {found}, not {expected}): evaluate this one")
+
+
 def build_module(path: Path, make: Callable[[], ModuleT], tensors: dict[str, Tensor]) -> ModuleT:
     """The module that a header tells of, in evaluation mode, with the weights of its file.
 

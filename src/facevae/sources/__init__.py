@@ -7,8 +7,20 @@ from facevae.params import DataParams
 from facevae.sources.avatars import open_avatars
 from facevae.sources.celeba import open_celeba
 from facevae.sources.folder import open_folder
-from facevae.sources.mnist import open_mnist
+from facevae.sources.mnist import fetch_mnist, open_mnist
 from facevae.sources.source import Source
+
+
+def fetch(params: DataParams) -> None:
+    """Download what the source that `data.source` names lacks under `data.root`, if it is one that can be downloaded.
+
+    Raises
+    ------
+    UserError
+        The download fails.
+    """
+    if params.source == "mnist":
+        fetch_mnist(Path(params.root))
 
 
 def open_source(params: DataParams, seed: int) -> Source:

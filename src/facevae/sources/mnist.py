@@ -27,19 +27,29 @@ MAX_BYTES = 2**29  # of a file's data; MNIST's largest has 47 million
 logger = logging.getLogger(__name__)
 
 
-def open_mnist(root: Path, num_images: int | None) -> Source:
-    """The training part, then the test part; attributes Digit_0 to Digit_9.
-
-    Where only one part is there, it is taken alone, with a warning; where none is, both are downloaded.
+def fetch_mnist(root: Path) -> None:
+    """Download both parts where none is there.
 
     Raises
     ------
     UserError
-        The download fails, or a file is not what MNIST's files are.
+        The download fails.
+    """
+    if not _parts_in(root / RAW):
+        _download(root)
+
+
+def open_mnist(root: Path, num_images: int | None) -> Source:
+    """The training part, then the test part; attributes Digit_0 to Digit_9.
+
+    Where only one part is there, it is taken alone, with a warning.
+
+    Raises
+    ------
+    UserError
+        A file is not what MNIST's files are.
     """
     raw = root / RAW
-    if not _parts_in(raw):
-        _download(root)
     parts = _parts_in(raw)
     if len(parts) < len(PARTS):
         logger.warning("%s holds only the %s part of MNIST: training on that part alone", raw, parts[0])

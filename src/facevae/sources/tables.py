@@ -52,11 +52,11 @@ def to_attributes(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.D
     Raises
     ------
     UserError
-        An image has no row, a value is not one of -1, 0 and 1, or a column has a name that the prepared set uses.
+        An image has no row, a value is not one of -1, 0 and 1, or a column has a name that facevae's tables use.
     """
-    for reserved in ("name", "split"):
+    for reserved in ("name", "split", "attribute"):
         if reserved in table:
-            raise UserError(f"{path}: a column is named {reserved!r}, which the prepared set uses itself: rename it")
+            raise UserError(f"{path}: a column is named {reserved!r}, as one of facevae's own tables: rename it")
     rows = rows_of(table, names, path)
     wrong = np.argwhere(~rows.isin(["-1", "0", "1"]).to_numpy())
     if len(wrong):

@@ -1,5 +1,6 @@
 """What Git and DVC know of the commits and experiments of a project."""
 
+import os
 import re
 import subprocess
 import sys
@@ -87,8 +88,9 @@ class Repository:
             Git refuses to work, as it does in a repository of another user.
         """
         command = ["git", *arguments]
+        english = {**os.environ, "LC_ALL": "C"}  # what it says is read below
         try:
-            result = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False)
+            result = subprocess.run(command, cwd=self.root, env=english, capture_output=True, text=True, check=False)
         except OSError:
             return ""
         if result.returncode and not re.search("not a git repository|bad revision|ambiguous argument", result.stderr):

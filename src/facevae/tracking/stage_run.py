@@ -127,7 +127,7 @@ class StageRun:
     def _stages_up_to_date(self) -> list[str]:
         """This stage and those before it; those after it where what they made holds for this state too.
 
-        None where DVC was told to run this stage on what an earlier one had made of another state.
+        Empty where DVC was told to run this stage on what an earlier one had made of another state.
         """
         names = list(self._state.stages)
         position = names.index(self._stage)

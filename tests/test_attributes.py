@@ -58,6 +58,16 @@ def test_correlated_attributes_are_disentangled_by_balance_and_by_a_joint_fit() 
             torch.testing.assert_close(directions[method][name], SHIFTS[row], atol=0.02, rtol=0)
 
 
+def test_balance_is_over_the_attribute_that_is_most_correlated_whichever_way() -> None:
+    generator = np.random.default_rng(1)
+    smiling = generator.random(4000) < 0.5
+    male = generator.random(4000) < np.where(smiling, 0.1, 0.9)
+    table = pd.DataFrame({"Smiling": smiling, "Young": generator.random(4000) < 0.5, "Male": male}).astype(int)
+    means = torch.from_numpy(table[["Smiling", "Male"]].to_numpy(dtype=np.float32, copy=True)) @ SHIFTS
+    directions = fit_directions(means, table, 1.0)
+    torch.testing.assert_close(directions["balanced"]["Smiling"], SHIFTS[0], atol=0.02, rtol=0)
+
+
 def test_balance_passes_over_an_attribute_that_determines_the_other() -> None:
     table = ATTRIBUTES.assign(Glum=1 - ATTRIBUTES["Smiling"])
     directions = fit_directions(MEANS, table, 1.0)

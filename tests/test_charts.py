@@ -2,7 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from conftest import disc_images
+from matplotlib.figure import Figure
 from PIL import Image
 
 from facevae import charts
@@ -52,6 +54,19 @@ def test_a_change_of_the_numbers_changes_the_chart(tmp_path: Path) -> None:
     charts.save_strengths(tmp_path / "c.png", EDITS, "joint")
     charts.save_strengths(tmp_path / "d.png", EDITS, "random")
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 4
+
+
+def test_the_strengths_show_success_and_of_the_best_method_its_band_and_leakage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(charts, "save_figure", lambda figure, _: drawn.append(figure))
+    charts.save_strengths(Path("unused.png"), EDITS, "joint")
+    for axes in drawn[0].axes:
+        lines = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in axes.lines}
+        assert lines == {"joint": [0.25, 0.5], "joint: leakage": [0.1, 0.1], "random": [0.25, 0.5]}
+        (band,) = axes.collections
+        assert band.get_paths()[0].get_extents().get_points()[:, 1].tolist() == pytest.approx([0.5 / 3, 1 / 1.9])
 
 
 def test_the_losses_mark_the_epoch_of_the_lowest_validation_loss() -> None:

@@ -10,6 +10,7 @@ from facevae.attributes import area_under_curve
 from facevae.classifier import (
     Classifier,
     Judgement,
+    _augment,
     judge,
     load_classifier,
     one_cycle,
@@ -61,6 +62,17 @@ def test_its_last_maps_are_small_whatever_the_size_of_the_images(image_size: int
     classifier = Classifier(image_size, 1, ("Red",)).eval()
     maps = classifier.blocks(torch.zeros(1, 1, image_size, image_size))
     assert maps.shape == (1, 128, map_size, map_size)
+
+
+def test_half_of_the_images_are_blurred_and_half_are_mirrored() -> None:
+    images = to_unit_range(IMAGES, CPU)
+    augmented = _augment(images, torch.Generator().manual_seed(0))
+    as_is, mirrored = ((augmented == other).flatten(1).all(1) for other in (images, images.flip(3)))
+    is_sharp = as_is | mirrored
+    assert 70 < int(is_sharp.sum()) < 130  # of 200
+    assert 30 < int(mirrored.sum()) < 70
+    before, after = (part[~is_sharp].flatten(1).var(1) for part in (images, augmented))
+    assert (after < before).all()
 
 
 def test_its_skill_is_told_by_images_that_it_was_not_trained_on() -> None:

@@ -105,6 +105,14 @@ def test_the_control_is_a_direction_of_its_own_for_each_image() -> None:
     assert row("Red", RANDOM, 0.2)["success"] == 0
 
 
+def test_the_interval_is_that_of_a_share() -> None:
+    table = study(num_bootstraps=2000).table
+    for found in table[(table["method"] == RANDOM) & (table["strength"] == 1.0)].to_dict("records"):
+        share = found["success"]
+        half = 1.96 * (share * (1 - share) / found["num_images"]) ** 0.5
+        assert [found["success_low"], found["success_high"]] == pytest.approx([share - half, share + half], abs=0.03)
+
+
 def test_the_control_does_not_depend_on_how_the_intervals_are_drawn() -> None:
     again = study(num_bootstraps=3).table
     random = again["method"] == RANDOM

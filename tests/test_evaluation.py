@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import small_params
+from scipy.spatial.distance import cdist
 
 from facevae import evaluation as evaluation_module
 from facevae import objective
@@ -17,12 +18,14 @@ from facevae.classifier import Classifier, train_classifier
 from facevae.edits import CHANGE_COLUMNS, COLUMNS, EditStudy
 from facevae.errors import UserError
 from facevae.evaluation import Evaluation, evaluate
-from facevae.inference import encode_all
+from facevae.inference import decode_all, encode_all
+from facevae.likelihood import calibrated_log_sigma
 from facevae.metrics import reconstruction_metrics
 from facevae.model import VAE, new_model
 from facevae.params import Params
 from facevae.preparation import prepare
 from facevae.prepared import PreparedSet
+from facevae.sample_quality import sharpness
 from facevae.sources.folder import open_folder
 from facevae.training import train
 
@@ -88,6 +91,44 @@ def test_the_metrics_are_finite_and_those_of_the_tables(prepared: PreparedSet) -
     assert evaluation.metrics["fitted_prior_bits_per_dimension"] == bits["calibrated", evaluation.priors.best]
     assert bits["calibrated", "normal"] < bits["trained", "normal"]
     assert evaluation.metrics["importance_weighted_nats"] >= evaluation.metrics["elbo_nats"]
+
+
+def test_nothing_is_fitted_to_the_images_that_it_is_measured_on(
+    prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[float] = []
+
+    def record(squared_error: float, num_values: int) -> torch.Tensor:
+        errors.append(squared_error)
+        return calibrated_log_sigma(squared_error, num_values)
+
+    monkeypatch.setattr(evaluation_module, "calibrated_log_sigma", record)
+    first = measured(prepared)
+    path = prepared.folder / "test.npy"
+    np.save(path, 255 - np.load(path))
+    second = measured(prepared)
+    assert second.metrics["squared_error"] != first.metrics["squared_error"]
+    assert errors[0] == errors[1]
+    assert second.priors.heldout_nats == first.priors.heldout_nats
+    for method, directions in first.directions.by_method.items():
+        assert torch.equal(second.directions.by_method[method]["Odd"], directions["Odd"])
+
+
+def test_samples_are_measured_against_the_images_and_not_the_other_way_round(prepared: PreparedSet) -> None:
+    model, _ = trained(prepared, small_params(evaluate__attributes=["Odd"]))
+    evaluation = measured(prepared)
+    known, real = np.array(prepared.images("train")), np.array(prepared.images("test"))
+    row = evaluation.tables["samplers.csv"].set_index("sampler").loc["training images"]
+    assert row["sharpness_ratio"] == pytest.approx(sharpness(known[:8]) / sharpness(real[:8]))
+
+    def median(latent: torch.Tensor) -> float:
+        pictures = decode_all(model, latent, 5).reshape(len(latent), -1)
+        distances = np.sort(cdist(pictures, known.reshape(len(known), -1)).min(1))
+        return float(distances[(len(distances) - 1) // 2])  # the lower of two, as torch takes it
+
+    drawn = evaluation.priors.priors[evaluation.priors.best].sample(100, torch.Generator().manual_seed(0))
+    expected = median(drawn) / median(encode_all(model, real, 5).mean)
+    assert evaluation.metrics["neighbour_distance_ratio"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_same_seed_gives_the_same_numbers(prepared: PreparedSet) -> None:

@@ -12,7 +12,7 @@ from facevae import objective
 from facevae.inference import encode_all
 from facevae.likelihood import calibrated_log_sigma, likelihood_table
 from facevae.model import VAE, Posterior, to_unit_range
-from facevae.priors import StandardNormal
+from facevae.priors import Mixture, StandardNormal
 
 SIGMA = 0.1
 SIZE = 6  # pixels, height = width
@@ -62,6 +62,8 @@ def bounds(model: Any, num_importance_samples: int) -> tuple[float, float, float
     )
     row = table.iloc[0]
     assert row["elbo_bits_per_dimension"] == pytest.approx(-row["elbo_nats"] / (SIZE**2 * math.log(2)))
+    weighted_bits = -row["importance_weighted_nats"] / (SIZE**2 * math.log(2))
+    assert row["importance_weighted_bits_per_dimension"] == pytest.approx(weighted_bits)
     exact = model.exact(to_unit_range(images, torch.device("cpu")))
     return row["elbo_nats"], row["importance_weighted_nats"], exact
 
@@ -123,3 +125,27 @@ def test_the_calibrated_sigma_is_the_most_likely_one() -> None:
     nats = [float(objective.gaussian_nats(reconstruction, images, best + step).mean()) for step in (-0.05, 0, 0.05)]
     assert nats[1] == min(nats)
     assert float(calibrated_log_sigma(1e-12, 48)) == objective.LOG_SIGMA_FLOOR
+
+
+def test_each_prior_has_a_bound_of_its_own() -> None:
+    images = disc_images(11)
+    torch.manual_seed(0)
+    model = VAE(small_params().model, 8, 3).eval()
+    posteriors = encode_all(model, images)
+    one = torch.ones(1, dtype=torch.float64)
+    wide = Mixture(one, one.new_zeros(1, 3), 3 * torch.eye(3, dtype=torch.float64)[None])
+    table = likelihood_table(
+        model,
+        images,
+        posteriors,
+        "squared_error",
+        {"trained": model.log_sigma.detach()},
+        {"normal": StandardNormal(3), "wide": wide},
+        num_importance_samples=1,
+        batch_size=5,
+        seed=0,
+    ).set_index("prior")
+    latent = posteriors.sample(torch.Generator().manual_seed(0))
+    wider, prior = torch.distributions.Normal(0.0, 3.0), torch.distributions.Normal(0.0, 1.0)
+    gain = float((wider.log_prob(latent) - prior.log_prob(latent)).sum(1).mean())
+    assert table["elbo_nats"]["wide"] - table["elbo_nats"]["normal"] == pytest.approx(gain, abs=1e-3)

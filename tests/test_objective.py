@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+from torch.distributions import Bernoulli, Distribution, Independent, Normal, kl_divergence
 
 from facevae import objective
 from facevae.model import Posterior
+from facevae.params import Likelihood
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.rand(5, 3, 4, 4, generator=GENERATOR)
@@ -46,15 +47,40 @@ def test_squared_error_is_a_gaussian_of_variance_one_half_less_its_constant() ->
     torch.testing.assert_close(term, ((RECONSTRUCTION - IMAGES) ** 2).sum((1, 2, 3)))
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "distribution"),
+    [("gaussian", Normal(RECONSTRUCTION, 0.3)), ("bernoulli", Bernoulli(RECONSTRUCTION))],
+)
+def test_what_training_minimises_is_of_the_likelihood_that_is_asked_for(
+    likelihood: Likelihood, distribution: Distribution
+) -> None:
+    binary = (IMAGES >= 0.5).float()
+    term = objective.reconstruction_term(likelihood, RECONSTRUCTION, binary, torch.tensor(math.log(0.3)))
+    torch.testing.assert_close(term, -Independent(distribution, 3).log_prob(binary))
+
+
+@pytest.mark.parametrize("sigma", [math.exp(objective.LOG_SIGMA_FLOOR), 0.03, 0.5])
+def test_discrete_nats_are_the_mean_over_a_level_less_the_log_of_its_width(sigma: float) -> None:
+    levels = (IMAGES.double() * 255).round() / 255
+    reconstruction = levels + 0.5 * sigma
+    offsets = ((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000 - 0.5) / 255
+    likelihood = Normal(reconstruction, sigma)
+    densities = torch.stack([likelihood.log_prob(levels + offset).sum((1, 2, 3)) for offset in offsets])
+    log_sigma = torch.tensor(math.log(sigma), dtype=torch.float64)
+    found = objective.discrete_nats("gaussian", reconstruction, levels, log_sigma)
+    torch.testing.assert_close(found, -densities.mean(0) + 48 * math.log(255), rtol=1e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize(("sigma", "slack"), [(0.03, 0.02), (0.1, 0.002), (math.sqrt(0.5), 1e-4)])
 def test_discrete_nats_bound_the_probability_of_a_level_from_above(sigma: float, slack: float) -> None:
     """The exact probability is the difference of the distribution function at the ends of a level."""
-    levels = (IMAGES * 255).round() / 255
-    reconstruction = (levels + sigma * torch.randn(levels.shape, generator=GENERATOR)).double()
+    levels = (IMAGES.double() * 255).round() / 255
+    noise = torch.randn(levels.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    reconstruction = levels + sigma * noise
     likelihood = Normal(reconstruction, sigma)
     exact = -(likelihood.cdf(levels + 0.5 / 255) - likelihood.cdf(levels - 0.5 / 255)).log().sum((1, 2, 3))
     log_sigma = torch.tensor(math.log(sigma), dtype=torch.float64)
-    found = objective.discrete_nats("gaussian", reconstruction, levels.double(), log_sigma)
+    found = objective.discrete_nats("gaussian", reconstruction, levels, log_sigma)
     assert (found >= exact - 1e-6).all()
     assert (found - exact < 48 * slack).all()
 

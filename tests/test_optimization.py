@@ -118,3 +118,25 @@ def test_the_average_of_the_weights_follows_them() -> None:
         wanted = expected[name] if weight.is_floating_point() else current[name]
         torch.testing.assert_close(weight, wanted)
     assert not torch.equal(optimization.validated.encoder.mean.weight, optimization.model.encoder.mean.weight)
+
+
+def test_a_step_weighs_the_kl_as_far_as_its_warmup_has_come() -> None:
+    optimization = optimization_with(train__beta=200.0, train__kl_warmup_epochs=4)
+    reference = copy.deepcopy(optimization.model)
+    optimization.step = 2 * STEPS_PER_EPOCH - 1  # the step that ends the first half of the warm-up
+    take_step(optimization, IMAGES)
+    posterior = reference.encode(IMAGES)
+    reconstruction = reference.decode(posterior.sample(seeded(0)))
+    (objective.squared_error(reconstruction, IMAGES) + 100 * objective.kl_nats(posterior)).mean().backward()
+    expected = reference.encoder.mean.bias.grad
+    torch.testing.assert_close(optimization.model.encoder.mean.bias.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_goes_as_far_as_the_schedule_has_it() -> None:
+    """Adam's first step moves a weight by the learning rate, and sigma by ten times that."""
+    optimization = optimization_with(train__likelihood="gaussian", train__learning_rate_warmup_steps=3)
+    before = weights(optimization.model)
+    take_step(optimization, IMAGES)
+    for name, moved in (("decoder.features.bias", 0.01 / 4), ("log_sigma", 10 * 0.01 / 4)):
+        change = optimization.model.state_dict()[name] - before[name]
+        assert change.abs().max().item() == pytest.approx(moved, rel=1e-3)

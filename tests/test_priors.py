@@ -9,6 +9,7 @@ import torch
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
+from facevae import flow as flow_module
 from facevae.errors import UserError
 from facevae.flow import Coupling, Flow, aggregate_gaussian, fit_flow
 from facevae.model import Posterior
@@ -83,6 +84,12 @@ def test_the_normal_has_scipy_s_density() -> None:
     np.testing.assert_allclose(StandardNormal(5).log_prob(latent).numpy(), expected, rtol=1e-5)
 
 
+def test_the_normal_s_samples_have_its_moments() -> None:
+    samples = StandardNormal(3).sample(100_000, generator())
+    torch.testing.assert_close(samples.mean(0), torch.zeros(3), atol=0.02, rtol=0)
+    torch.testing.assert_close(samples.T.cov(), torch.eye(3), atol=0.03, rtol=0)
+
+
 def some_mixture() -> Mixture:
     factors = torch.tensor([[[1.0, 0.0], [0.5, 0.3]], [[0.2, 0.0], [-0.4, 2.0]]], dtype=torch.float64)
     means = torch.tensor([[1.0, -1.0], [-2.0, 0.5]], dtype=torch.float64)
@@ -152,6 +159,16 @@ def test_the_mixture_finds_the_clusters() -> None:
     assert mean_log_prob(mixture, heldout) > mean_log_prob(StandardNormal(3), heldout) + 1
 
 
+def test_the_mixture_is_of_draws_and_not_of_means() -> None:
+    centres = torch.tensor([[-3.0, 0.0], [3.0, 0.0]])
+    train = posterior_at(centres[torch.arange(400) % 2], 1.0)
+    heldout = train.sample(generator(1))
+    mixture = fit_mixture(train, heldout, seed=0)
+    eye = torch.eye(2, dtype=torch.float64)
+    truth = Mixture(eye.new_full((2,), 0.5), centres.double(), eye.repeat(2, 1, 1))
+    assert mean_log_prob(mixture, heldout) > mean_log_prob(truth, heldout) - 0.1
+
+
 def test_one_gaussian_stays_one() -> None:
     heldout = some_posterior(300, 6, 1).sample(generator())
     mixture = fit_mixture(some_posterior(300, 6, 0), heldout, seed=0)
@@ -163,6 +180,20 @@ def test_the_flow_bends_where_one_gaussian_cannot() -> None:
     flow = fit_flow(banana(500, 0), heldout, seed=0)
     gaussian = multivariate_normal(*(x.numpy() for x in (heldout.mean(0), heldout.T.cov())))
     assert mean_log_prob(flow, heldout) > gaussian.logpdf(heldout.numpy()).mean() + 0.5
+
+
+def test_the_flow_s_weights_are_those_of_its_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    measure = flow_module._mean_log_prob
+
+    def record(flow: Flow, latent: Tensor) -> float:
+        seen.append(measure(flow, latent))
+        return seen[-1]
+
+    monkeypatch.setattr(flow_module, "_mean_log_prob", record)
+    heldout = banana(50, 1).sample(generator())
+    fitted = fit_flow(banana(30, 0), heldout, seed=0)
+    assert mean_log_prob(fitted, heldout) == max(seen) > seen[-1]
 
 
 def test_the_best_prior_is_that_of_the_highest_heldout_nats() -> None:

@@ -52,6 +52,14 @@ def test_brightness_and_contrast_do_not_count() -> None:
     assert sliced_wasserstein_distance(images // 2 + 20, disc_images(60, 32), seed=0).mean < 10
 
 
+def test_the_brightness_and_contrast_of_a_single_channel_do_not_count() -> None:
+    images = disc_images(60, 32) // 2 * 2
+    tinted = images.copy()
+    tinted[..., 0] = images[..., 0] // 2
+    tinted[..., 1] = images[..., 1] // 2 + 20
+    assert sliced_wasserstein_distance(images, tinted, seed=0).mean < 0.01
+
+
 def test_the_distance_shows_at_the_level_on_which_the_images_differ() -> None:
     generator = np.random.default_rng(0)
     slope = np.linspace(-60, 60, 32)[:, None, None]

@@ -1,4 +1,5 @@
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -109,13 +110,27 @@ def test_an_epoch_of_skipped_steps_alone_stops_the_training() -> None:
         run(small_params(train__skip_gradient_norm=1e-6, train__max_skipped_steps=100))
 
 
-def test_skipped_steps_are_counted_and_left_out_of_the_means() -> None:
+def test_skipped_steps_are_counted() -> None:
     norms = run(small_params(train__epochs=1)).history["largest_gradient_norm"]
     params = small_params(train__epochs=1, train__skip_gradient_norm=0.999 * float(norms.iloc[0]))
     result = run(params)
     assert result.summary()["total_skipped_steps"] >= 1
     assert result.history["largest_gradient_norm"].iloc[0] < norms.iloc[0]
-    assert result.history["train_loss"].iloc[0] > 1
+
+
+def test_the_means_are_over_the_steps_that_were_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    skips = iter([False, True] * 4)
+
+    def report(optimization: Optimization, _parts: Parts, num_images: int) -> StepReport:
+        optimization.step += 1
+        skip = next(skips)
+        terms = torch.tensor([math.nan if skip else 10.0, 2.0]) * num_images
+        return StepReport(terms, torch.tensor(math.inf if skip else 3.0), torch.tensor(skip))
+
+    monkeypatch.setattr(Optimization, "take_step", report)
+    row = run(small_params(train__epochs=1)).history.iloc[0]
+    assert [row[f"train_{name}"] for name in ("reconstruction", "kl", "loss")] == [10, 2, 12]
+    assert (row["largest_gradient_norm"], row["skipped_steps"]) == (3, 4)
 
 
 def test_the_losses_of_both_splits_weigh_the_kl_alike_during_its_warmup() -> None:

@@ -215,6 +215,11 @@ def test_mnist_joins_training_and_test_part(tmp_path: Path) -> None:
     assert len(open_mnist(tmp_path, 2).names) == 2
 
 
+def test_where_there_is_no_mnist_the_way_to_it_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"MNIST/raw holds no MNIST: `dvc repro prepare` downloads it"):
+        open_mnist(tmp_path, None)
+
+
 def test_one_part_of_mnist_alone_is_taken_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_mnist(tmp_path, "t10k", [7, 8], compress=True)
     assert len(open_mnist(tmp_path, None).names) == 2

@@ -47,10 +47,12 @@ def open_mnist(root: Path, num_images: int | None) -> Source:
     Raises
     ------
     UserError
-        A file is not what MNIST's files are.
+        Neither part is there, or a file is not what MNIST's files are.
     """
     raw = root / RAW
     parts = _parts_in(raw)
+    if not parts:
+        raise UserError(f"data.root: {raw} holds no MNIST: `dvc repro prepare` downloads it")
     if len(parts) < len(PARTS):
         logger.warning("%s holds only the %s part of MNIST: training on that part alone", raw, parts[0])
     pixels = [_read_idx(_find(raw, f"{part}-images-idx3-ubyte"), 3) for part in parts]

@@ -41,6 +41,7 @@ NUM_TRAIN, NUM_VALIDATION, NUM_IMAGES = 6500, 500, 8000  # from the front; the r
 PROBED_IMAGES, NUM_PROBES = 512, 4  # by which the speed is measured
 MARGIN = 0.97  # of the time is planned for
 JUDGE_EPOCHS = 24  # of so few images: after the 6 of the presets it finds one pair of glasses in six
+JUDGE = f"classifier-{JUDGE_EPOCHS}.safetensors"
 
 BEST = {  # for half the size and some thousand steps
     "model.channels": [32, 64, 128, 256],
@@ -184,7 +185,7 @@ def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_imag
         return
     params = params_of(ALL[name])
     prepared = prepared_set(images, work, params)
-    classifier = load_classifier(work / "classifier.safetensors", data_digest=prepared.digest)
+    classifier = load_classifier(work / JUDGE, data_digest=prepared.digest)
     device = set_up_device(params.train)
 
     def fresh() -> VAE:
@@ -285,7 +286,7 @@ def prepared_set(images: Path, work: Path, params: Params) -> PreparedSet:
         data = params.data.model_copy(update={"root": str(source)})
         prepare(open_source(data, params.seed), data, params.seed, folder)
     prepared = PreparedSet(folder)
-    judge = work / "classifier.safetensors"
+    judge = work / JUDGE
     if not judge.exists():
         tables = prepared.images("train"), prepared.attributes("train")
         device = set_up_device(params.train)

@@ -43,10 +43,14 @@ MARGIN = 0.97  # of the time is planned for
 JUDGE_EPOCHS = 24  # of so few images: after the 6 of the presets it finds one pair of glasses in six
 JUDGE = f"classifier-{JUDGE_EPOCHS}.safetensors"
 
-BEST = {  # for half the size and some thousand steps
+BEST = {  # for half the size and some thousand steps; there a residual block costs more time than it is worth
     "model.channels": [32, 64, 128, 256],
     "model.strides": [2, 2, 2, 2],
+    "model.residual_blocks": 0,
     "model.latent_dim": 128,
+    "train.batch_size": 32,
+    "train.learning_rate": 0.002,
+    "train.kl_warmup_epochs": 4.0,
     "train.average_decay": 0.995,
 }
 ORIGINAL_OBJECTIVE = {"train.likelihood": "squared_error", "train.clip_gradient_norm": 200.0}
@@ -97,7 +101,9 @@ ABLATION: dict[str, tuple[str, Overrides]] = {  # the best recipe but for one th
     "last-weights": ("last weights, not their average", {"train.average_decay": None}),
     "constant-rate": ("constant learning rate", {"train.learning_rate_decay": "none"}),
     "no-warmup": ("no warm-up of the KL", {"train.kl_warmup_epochs": 0.0}),
-    "plain": ("no residual block", {"model.residual_blocks": 0}),
+    "short-warmup": ("a warm-up of two epochs", {"train.kl_warmup_epochs": 2.0}),
+    "batch-64": ("batches of 64", {"train.batch_size": 64}),
+    "residual": ("a residual block", {"model.residual_blocks": 1}),
     "group-normalization": ("group normalisation", {"model.normalization": "group"}),
     "no-normalization": ("no normalisation", {"model.normalization": "none"}),
     "latent-64": ("latent of 64", {"model.latent_dim": 64}),

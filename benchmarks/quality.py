@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from facevae.checkpoint import Header
 from facevae.classifier import load_classifier, save_classifier, train_classifier
 from facevae.errors import reported_errors
-from facevae.evaluation import evaluate
+from facevae.evaluation import Evaluation, evaluate
 from facevae.files import write_csv, write_json
 from facevae.hardware import autocast, set_up_device
 from facevae.model import LOG_VARIANCE_LIMIT, VAE, Posterior, new_model
@@ -70,6 +70,7 @@ COLUMNS = {  # what the table shows, and how many decimals of it
     "frechet_distance_normal": 2,
     "sliced_wasserstein_distance": 1,
     "edit_success": 2,
+    "edit_success_over_strengths": 2,
     "edit_success_random": 2,
     "edit_leakage": 3,
 }
@@ -236,9 +237,25 @@ def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_imag
         "best_sampler": str(drawn.idxmin()),
         "best_frechet_distance": float(drawn.min()),
         **{f"frechet_distance_{sampler}": value for sampler, value in samplers.items()},
+        **edits_by_strength(evaluation),
     }
     write_json(target, facts)
     print(json.dumps(facts), flush=True)
+
+
+def edits_by_strength(evaluation: Evaluation) -> dict[str, float]:
+    """What the best method does at each strength, which is in units of its own direction: means over the attributes.
+
+    At the strength chosen for each attribute nearly all edits of a good model succeed, and tell little.
+    """
+    edits = evaluation.tables["edits.csv"]
+    own = edits[edits["method"] == evaluation.directions.best]
+    means = own.groupby("strength")[["success", "leakage"]].mean()
+    return {
+        "edit_success_over_strengths": float(means["success"].mean()),
+        "edit_leakage_over_strengths": float(means["leakage"].mean()),
+        **{f"edit_{name}_at_{strength:g}": value for strength, row in means.iterrows() for name, value in row.items()},
+    }
 
 
 def epochs_of(num_seen: int, num_images: int, seed: int) -> tuple[NDArray[np.int64], int]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from facevae.checkpoint import Header
 from facevae.classifier import load_classifier, save_classifier, train_classifier
+from facevae.edits import RANDOM
 from facevae.errors import reported_errors
 from facevae.evaluation import Evaluation, evaluate
 from facevae.files import write_csv, write_json
@@ -67,10 +68,13 @@ COLUMNS = {  # what the table shows, and how many decimals of it
     "fitted_prior_bits_per_dimension": 3,
     "ssim": 3,
     "best_frechet_distance": 2,
+    "frechet_distance": 2,
     "frechet_distance_normal": 2,
     "sliced_wasserstein_distance": 1,
     "edit_success": 2,
     "edit_success_over_strengths": 2,
+    "edit_success_over_strengths_random": 2,
+    "edit_leakage_over_strengths": 3,
     "edit_success_random": 2,
     "edit_leakage": 3,
 }
@@ -244,17 +248,17 @@ def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_imag
 
 
 def edits_by_strength(evaluation: Evaluation) -> dict[str, float]:
-    """What the best method does at each strength, which is in units of its own direction: means over the attributes.
+    """What the best method does at each strength, a multiple of its directions, and the control: means over attributes.
 
     At the strength chosen for each attribute nearly all edits of a good model succeed, and tell little.
     """
-    edits = evaluation.tables["edits.csv"]
-    own = edits[edits["method"] == evaluation.directions.best]
-    means = own.groupby("strength")[["success", "leakage"]].mean()
+    means = evaluation.tables["edits.csv"].groupby(["method", "strength"])[["success", "leakage"]].mean()
+    own, control = means.loc[evaluation.directions.best], means.loc[RANDOM]
     return {
-        "edit_success_over_strengths": float(means["success"].mean()),
-        "edit_leakage_over_strengths": float(means["leakage"].mean()),
-        **{f"edit_{name}_at_{strength:g}": value for strength, row in means.iterrows() for name, value in row.items()},
+        "edit_success_over_strengths": float(own["success"].mean()),
+        "edit_leakage_over_strengths": float(own["leakage"].mean()),
+        "edit_success_over_strengths_random": float(control["success"].mean()),
+        **{f"edit_{name}_at_{strength:g}": value for strength, row in own.iterrows() for name, value in row.items()},
     }
 
 

@@ -217,32 +217,36 @@ class Contenders:
             trainer.fit(Module(), loader)
         return len(self.images) / (ends[1] - ends[0])
 
-    def step_and_arithmetic(self, num_steps: int) -> tuple[float, float]:
-        """Seconds of a step of our loop, and of what is mathematics in it: forward, backward, Adam; medians."""
-        device = set_up_device(self.params.train)
+    def step_and_arithmetic(self, num_epochs: int) -> tuple[float, float]:
+        """Seconds of a step of our loop, and of what is mathematics in one: forward, backward, Adam; medians.
+
+        An epoch of the loop and as many steps of the mathematics alone, on a batch that is at hand, take turns.
+        """
+        params = self.params.train.model_copy(update={"epochs": num_epochs, "max_skipped_steps": 10**6})
+        device = set_up_device(params)
         model = new_model(self.params.model, IMAGE_SIZE, 3, seed=0)
-        optimization = Optimization(model, self.params.train, 10**6, device)
-        objective = Objective(model, self.params.train, device)
+        adam = Optimization(model, params, NUM_STEPS, device).adam
+        objective = Objective(model, params, device)
         images = to_unit_range(self.images[: self._batch_size], device)
         noise = torch.randn(len(images), self.params.model.latent_dim)
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        seconds: dict[str, list[float]] = {"step": [], "arithmetic": []}
+        start = time.perf_counter()
 
-        def arithmetic() -> None:
-            objective(images, noise).sum().backward()
-            optimization.adam.step(1e-6)
-            for weight in weights:
-                weight.grad = None
+        def take_turns(_: Progress) -> None:
+            nonlocal start
+            middle = time.perf_counter()
+            for _step in range(NUM_STEPS):
+                adam.zero_grad()
+                objective(images, noise).sum().backward()
+                adam.step(1e-6)
+            end = time.perf_counter()
+            seconds["step"].append((middle - start) / NUM_STEPS)
+            seconds["arithmetic"].append((end - middle) / NUM_STEPS)
+            start = time.perf_counter()
 
-        def step() -> None:
-            optimization.take_step([(images, noise)], len(images))
-
-        seconds: dict[str, list[float]] = {"arithmetic": [], "step": []}
-        for _ in range(num_steps):
-            for name, action in (("arithmetic", arithmetic), ("step", step)):
-                start = time.perf_counter()
-                action()
-                seconds[name].append(time.perf_counter() - start)
-        return float(np.median(seconds["step"][5:])), float(np.median(seconds["arithmetic"][5:]))
+        trained = new_model(self.params.model, IMAGE_SIZE, 3, seed=0)
+        train(trained, self.images, self.images[:2], params, seed=0, on_epoch=[take_turns])
+        return float(np.median(seconds["step"][1:])), float(np.median(seconds["arithmetic"][1:]))
 
     def _tensor(self) -> Tensor:
         return to_unit_range(self.images, torch.device("cpu")).contiguous()
@@ -283,7 +287,7 @@ def measure(images: Path, root: Path) -> list[Row]:
         flops = rates[f"{title}: our loop"] * flops_per_image(params, device)
         own = torch.bfloat16 if uses_bfloat16(params.train.precision, device) else torch.float32
         rows.append(Row(f"{title}: our loop", flops / 1e9, "GFLOP/s", f"product of {own} matrices", flops / peaks[own]))
-        step, arithmetic = alone(partial(contenders.step_and_arithmetic, 10 * num_repeats))
+        step, arithmetic = alone(partial(contenders.step_and_arithmetic, 1 + num_repeats))
         rows.append(Row(f"{title}: a step", step * 1e3, "ms", "the share of mathematics in it", arithmetic / step))
     return rows
 

@@ -2,8 +2,8 @@
 
 The documented original, its deeper script version and pythae's VAE for CelebA stand beside the demo's model and the
 best recipe, which is trained with the original's objective too. All go through the same loop on the same images at
-64 x 64, and one classifier, trained once, judges them. What was measured of each training is kept in
-benchmarks/results/quality/, so that a benchmark which was stopped goes on where it was.
+64 x 64, and one classifier, trained once, judges them. What was measured of each is kept in benchmarks/results/quality/
+and its weights in the work folder, so that a benchmark which was stopped goes on where it was.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ import torch
 import yaml
 from measuring import RESULTS, ROOT, hardware
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from facevae.checkpoint import Header
 from facevae.classifier import load_classifier, save_classifier, train_classifier
 from facevae.edits import RANDOM
-from facevae.errors import reported_errors
+from facevae.errors import UserError, reported_errors
 from facevae.evaluation import Evaluation, evaluate
 from facevae.files import write_csv, write_json
 from facevae.hardware import autocast, set_up_device
@@ -35,6 +37,7 @@ from facevae.params import EvaluateParams, ModelParams, Params, TrainParams, par
 from facevae.preparation import prepare
 from facevae.prepared import PreparedSet
 from facevae.sources import open_source
+from facevae.tensor_file import read_tensors, write_tensors
 from facevae.training import train
 
 IMAGE_SIZE = 64
@@ -56,6 +59,8 @@ BEST = {  # for half the size and some thousand steps; there a residual block co
 }
 ORIGINAL_OBJECTIVE = {"train.likelihood": "squared_error", "train.clip_gradient_norm": 200.0}
 PYTHAE = {"model.latent_dim": 64, "train.batch_size": 64, "train.learning_rate": 0.001}
+
+DETERMINING = {"model", "train"}  # sections of the params, of what is trained
 
 COLUMNS = {  # what the table shows, and how many decimals of it
     "num_weights": 0,
@@ -121,6 +126,15 @@ ALL = CONTENDERS | {
 }
 
 
+class Trained(BaseModel):
+    """What is kept beside the weights of a contender: params (as JSON), images seen, seconds, the history's summary."""
+
+    params: str
+    images_seen: int
+    seconds: int
+    summary: dict[str, float]
+
+
 class PythaeVAE(VAE):
     """pythae's networks for CelebA behind our interface.
 
@@ -171,7 +185,7 @@ class InPrecision(VAE):
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("images", type=Path, help="a folder with img_align_celeba/ and list_attr_celeba.txt")
-    parser.add_argument("work", type=Path, help="a folder to keep prepared images and the classifier in")
+    parser.add_argument("work", type=Path, help="a folder to keep prepared images, the classifier and weights in")
     parser.add_argument("--only", nargs="+", choices=ALL, default=list(CONTENDERS), help="the first six by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     length = parser.add_mutually_exclusive_group()
@@ -190,31 +204,23 @@ def main() -> None:
 
 def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_images: int | None) -> None:
     """Train and measure one contender, unless its result is there already."""
-    length = f"{num_images}-images" if num_images else f"{minutes:g}-minutes"
-    target = RESULTS / "quality" / f"{length}-{name}-{seed}.json"
+    stem = f"{num_images}-images-{name}-{seed}" if num_images else f"{minutes:g}-minutes-{name}-{seed}"
+    target = RESULTS / "quality" / f"{stem}.json"
     if target.exists():
         return
     params = params_of(ALL[name])
     prepared = prepared_set(images, work, params)
     classifier = load_classifier(work / JUDGE, data_digest=prepared.digest)
     device = set_up_device(params.train)
-
-    def fresh() -> VAE:
-        if name != "pythae":
-            return new_model(params.model, IMAGE_SIZE, 3, seed=seed)
-        torch.manual_seed(seed)
-        return PythaeVAE(params.model)
-
-    train_images = prepared.images("train")
-    if num_images is None:
-        num_images = int(MARGIN * 60 * minutes * images_per_second(fresh, train_images, params.train))
-    order, epochs = epochs_of(num_images, len(train_images), seed)
-    train_params = params.train.model_copy(update={"epochs": epochs})
-    start = time.monotonic()
-    split = train_images[order], prepared.images("validation")
-    result = train(fresh(), *split, train_params, seed=seed)
-    seconds = time.monotonic() - start
-    model = InPrecision(result.model.to(device), params.train, device).eval()
+    weights = work / "trained" / f"{stem}.safetensors"
+    if not weights.exists():
+        train_one(weights, name, params, prepared, seed, minutes, num_images)
+    tensors, trained = read_tensors(weights, Trained, remedy="run this again")
+    if trained.params != params.model_dump_json(include=DETERMINING):
+        raise UserError(f"{weights} was trained with other params: remove it, and run this again")
+    model = fresh(name, params, seed)
+    model.load_state_dict(tensors)
+    model = InPrecision(model.to(device), params.train, device).eval()
     header = Header(
         model=params.model,
         image_size=IMAGE_SIZE,
@@ -229,13 +235,13 @@ def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_imag
     drawn = samplers.loc[list(evaluation.priors.priors)]
     facts = {
         **hardware(),
-        "length": length,
+        "length": stem.removesuffix(f"-{name}-{seed}"),
         "contender": name,
         "seed": seed,
-        "images_seen": epochs * len(order),
-        "training_seconds": round(seconds),
+        "images_seen": trained.images_seen,
+        "training_seconds": trained.seconds,
         "num_weights": sum(weight.numel() for weight in model.parameters()),
-        **result.summary(),
+        **trained.summary,
         **evaluation.metrics,
         "squared_error_plus_kl": evaluation.metrics["squared_error"] + evaluation.metrics["kl_nats"],
         "best_sampler": str(drawn.idxmin()),
@@ -245,6 +251,36 @@ def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_imag
     }
     write_json(target, facts)
     print(json.dumps(facts), flush=True)
+
+
+def train_one(
+    target: Path, name: str, params: Params, prepared: PreparedSet, seed: int, minutes: float, num_images: int | None
+) -> None:
+    """Train one contender, and keep its weights: measuring takes long too, and what is measured may change."""
+    train_images = prepared.images("train")
+    if num_images is None:
+        rate = images_per_second(partial(fresh, name, params, seed), train_images, params.train)
+        num_images = int(MARGIN * 60 * minutes * rate)
+    order, epochs = epochs_of(num_images, len(train_images), seed)
+    train_params = params.train.model_copy(update={"epochs": epochs})
+    start = time.monotonic()
+    split = train_images[order], prepared.images("validation")
+    result = train(fresh(name, params, seed), *split, train_params, seed=seed)
+    trained = Trained(
+        params=params.model_dump_json(include=DETERMINING),
+        images_seen=epochs * len(order),
+        seconds=round(time.monotonic() - start),
+        summary=result.summary(),
+    )
+    write_tensors(target, result.model.state_dict(), trained)
+
+
+def fresh(name: str, params: Params, seed: int) -> VAE:
+    """A contender's model with its initial weights."""
+    if name != "pythae":
+        return new_model(params.model, IMAGE_SIZE, 3, seed=seed)
+    torch.manual_seed(seed)
+    return PythaeVAE(params.model)
 
 
 def edits_by_strength(evaluation: Evaluation) -> dict[str, float]:

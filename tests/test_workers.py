@@ -15,8 +15,11 @@ import psutil
 import pytest
 import torch
 from torch import distributed, nn
-from train_together import histories
+from train_together import histories, history_from
 
+from facevae.resume import Header
+from facevae.tensor_file import read_tensors
+from facevae.training import Progress
 from facevae.workers import ALONE, SharedBatchNorm2d, Workers, share_statistics
 
 SCRIPT = Path(__file__).with_name("train_together.py")
@@ -43,14 +46,30 @@ def start_together(num_processes: int, cases: dict[str, Any], target: Path) -> "
     )
 
 
-def test_many_processes_have_the_losses_of_one(tmp_path: Path) -> None:
-    process = start_together(3, CASES, tmp_path / "history.json")
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What three processes leave: history.json, and under the name of each case where its training was stopped."""
+    folder = tmp_path_factory.mktemp("together")
+    process = start_together(3, CASES, folder / "history.json")
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    together = json.loads((tmp_path / "history.json").read_text())
+    return folder
+
+
+def test_many_processes_have_the_losses_of_one(together: Path) -> None:
+    found = json.loads((together / "history.json").read_text())
     for name, rows in histories(CASES, ALONE).items():
-        for row, other in zip(rows, together[name], strict=True):
+        for row, other in zip(rows, found[name], strict=True):
             assert other == pytest.approx(row, rel=1e-4), name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_training_goes_on_with_another_number_of_processes(together: Path, name: str) -> None:
+    found = json.loads((together / "history.json").read_text())[name]
+    tensors, header = read_tensors(together / name, Header, remedy="")
+    *before, last = history_from(Progress(header.rows, tensors), CASES[name], ALONE)
+    assert before == header.rows == found[:2]
+    assert last == pytest.approx(found[2], rel=1e-4)
 
 
 def test_processes_that_would_train_something_else_are_refused(tmp_path: Path) -> None:
@@ -64,7 +83,7 @@ def test_processes_that_would_train_something_else_are_refused(tmp_path: Path) -
 def test_where_one_process_is_killed_all_end(tmp_path: Path, killed: str) -> None:
     process = start_together(2, {"long": {"train__epochs": 100_000}}, tmp_path / "history.json")
     deadline = time.monotonic() + 120
-    while not (tmp_path / "history.begun").exists():
+    while not (tmp_path / "long").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     workers = psutil.Process(process.pid).children()

@@ -80,7 +80,6 @@ COLUMNS = {  # what the table shows, and how many decimals of it
     "edit_success_over_strengths": 2,
     "edit_success_over_strengths_random": 2,
     "edit_leakage_over_strengths": 3,
-    "edit_success_random": 2,
     "edit_leakage": 3,
 }
 

@@ -126,12 +126,16 @@ ALL = CONTENDERS | {
 
 
 class Trained(BaseModel):
-    """What is kept beside the weights of a contender: params (as JSON), images seen, seconds, the history's summary."""
+    """What is kept beside the weights of a contender; `params` are those of `DETERMINING`, as JSON.
+
+    The hardware is that of the training: it may be measured elsewhere, where nothing is timed.
+    """
 
     params: str
+    hardware: dict[str, Any]
     images_seen: int
     seconds: int
-    summary: dict[str, float]
+    summary: dict[str, int | float]
 
 
 class PythaeVAE(VAE):
@@ -203,7 +207,8 @@ def main() -> None:
 
 def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_images: int | None) -> None:
     """Train and measure one contender, unless its result is there already."""
-    stem = f"{num_images}-images-{name}-{seed}" if num_images else f"{minutes:g}-minutes-{name}-{seed}"
+    length = f"{num_images}-images" if num_images else f"{minutes:g}-minutes"
+    stem = f"{length}-{name}-{seed}"
     target = RESULTS / "quality" / f"{stem}.json"
     if target.exists():
         return
@@ -217,7 +222,7 @@ def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_imag
     tensors, trained = read_tensors(weights, Trained, remedy="run this again")
     if trained.params != params.model_dump_json(include=DETERMINING):
         raise UserError(f"{weights} was trained with other params: remove it, and run this again")
-    model = fresh(name, params, seed)
+    model = fresh_model(name, params, seed)
     model.load_state_dict(tensors)
     model = InPrecision(model.to(device), params.train, device).eval()
     header = Header(
@@ -233,8 +238,8 @@ def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_imag
     samplers = evaluation.tables["samplers.csv"].set_index("sampler")["frechet_distance"]
     drawn = samplers.loc[list(evaluation.priors.priors)]
     facts = {
-        **hardware(),
-        "length": stem.removesuffix(f"-{name}-{seed}"),
+        **trained.hardware,
+        "length": length,
         "contender": name,
         "seed": seed,
         "images_seen": trained.images_seen,
@@ -258,15 +263,16 @@ def train_one(
     """Train one contender, and keep its weights: measuring takes long too, and what is measured may change."""
     train_images = prepared.images("train")
     if num_images is None:
-        rate = images_per_second(partial(fresh, name, params, seed), train_images, params.train)
+        rate = images_per_second(partial(fresh_model, name, params, seed), train_images, params.train)
         num_images = int(MARGIN * 60 * minutes * rate)
     order, epochs = epochs_of(num_images, len(train_images), seed)
     train_params = params.train.model_copy(update={"epochs": epochs})
     start = time.monotonic()
     split = train_images[order], prepared.images("validation")
-    result = train(fresh(name, params, seed), *split, train_params, seed=seed)
+    result = train(fresh_model(name, params, seed), *split, train_params, seed=seed)
     trained = Trained(
         params=params.model_dump_json(include=DETERMINING),
+        hardware=hardware(),
         images_seen=epochs * len(order),
         seconds=round(time.monotonic() - start),
         summary=result.summary(),
@@ -274,7 +280,7 @@ def train_one(
     write_tensors(target, result.model.state_dict(), trained)
 
 
-def fresh(name: str, params: Params, seed: int) -> VAE:
+def fresh_model(name: str, params: Params, seed: int) -> VAE:
     """A contender's model with its initial weights."""
     if name != "pythae":
         return new_model(params.model, IMAGE_SIZE, 3, seed=seed)

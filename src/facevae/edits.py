@@ -22,7 +22,7 @@ from facevae.model import VAE, to_unit_range
 
 RANDOM = "random"  # the control: for each image a direction that means nothing, as long as the difference of means
 
-Strengths = dict[tuple[str, str], float]  # by method and attribute
+Strengths = dict[str, float]  # by attribute
 
 INTERVAL = (2.5, 97.5)  # percentiles
 KEY = ("attribute", "method", "strength")
@@ -68,26 +68,25 @@ class EditStudy:
         best = self.table.groupby(["method", "attribute"])["selectivity"].max().groupby("method").mean()
         return cast("Method", best.drop(RANDOM).idxmax())
 
-    def best_strengths(self) -> Strengths:
-        """For each method and attribute the strength with the highest selectivity."""
-        best = self.table.loc[self.table.groupby(["method", "attribute"])["selectivity"].idxmax()]
-        return {(row["method"], row["attribute"]): row["strength"] for row in best.to_dict("records")}
+    def best_strengths(self, method: Method) -> Strengths:
+        """For each attribute the strength at which a method has its highest selectivity."""
+        own = self.table[self.table["method"] == method]
+        best = own.loc[own.groupby("attribute")["selectivity"].idxmax()]
+        return dict(zip(best["attribute"], best["strength"], strict=True))
 
     def at(self, strengths: Strengths) -> pd.DataFrame:
-        """The rows of the table at one strength for each method and attribute."""
+        """The rows of the table, of all methods and the control, at one strength for each attribute."""
         return _rows_at(self.table, strengths)
 
     def leakage(self, strengths: Strengths, method: Method) -> pd.DataFrame:
-        """The changes by one method at its strengths; index: edited, columns: judged attributes."""
+        """The changes by one method at one strength for each attribute; index: edited, columns: judged attributes."""
         changes = _rows_at(self.changes, strengths)
         own = changes[changes["method"] == method]
         return own.pivot_table(index="attribute", columns="judged", values="change", sort=False)
 
 
 def _rows_at(table: pd.DataFrame, strengths: Strengths) -> pd.DataFrame:
-    keys = zip(table["method"], table["attribute"], table["strength"], strict=True)
-    is_meant = [strengths.get((method, attribute)) == strength for method, attribute, strength in keys]
-    return table[np.array(is_meant, dtype=bool)]
+    return table[table["strength"] == table["attribute"].map(strengths)]
 
 
 def study_edits(

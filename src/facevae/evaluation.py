@@ -8,7 +8,7 @@ import pandas as pd
 from facevae.attributes import Directions, FittedDirections, Method, auc_table, fit_directions, require_known
 from facevae.binarization import binarize
 from facevae.checkpoint import Header, require_shape
-from facevae.classifier import Classifier, judge, skill_table
+from facevae.classifier import Classifier, Judgement, judge, skill_table
 from facevae.edits import RANDOM, EditStudy, Strengths, study_edits
 from facevae.errors import UserError
 from facevae.files import require_finite
@@ -23,7 +23,6 @@ from facevae.priors import FittedPriors, fit_priors
 from facevae.samplers import Samplers
 
 MAX_CALIBRATION_IMAGES = 5000  # training images that the calibrated sigma is taken from
-
 LOWEST_SKILL = 0.5  # recall or specificity of the classifier, below which it cannot judge an attribute's edits
 
 logger = logging.getLogger(__name__)
@@ -68,12 +67,15 @@ def evaluate(
     directions = fit_directions(train.posteriors.mean, train.attributes, params.original_lambda)
     measure = _Measure(model, header, classifier, params, seed)
     likelihood = measure.likelihood(train, held_out, priors)
-    samplers = Samplers(model, classifier, priors, held_out.originals, held_out.posteriors, params, seed=seed)
+    judgement = judge(classifier, held_out.originals, params.batch_size)
+    skill = measure.skill(judgement, held_out.attributes)
+    shown = held_out.originals, judgement.features, held_out.posteriors
+    samplers = Samplers(model, classifier, priors, *shown, params, seed=seed)
     samples = samplers.compared(train.originals)
-    skill = measure.skill(held_out)
     chosen = measure.edits(validation, directions)
     edits = chosen if params.split == "validation" else measure.edits(held_out, directions)
-    best_method, strengths = chosen.best_method(), chosen.best_strengths()
+    best_method = chosen.best_method()
+    strengths = chosen.best_strengths(best_method)
     metrics = {
         **reconstruction_metrics(model, held_out.images, held_out.posteriors, batch_size=params.batch_size, seed=seed),
         **_likelihood_metrics(likelihood, priors.best),
@@ -152,10 +154,9 @@ class _Measure:
             seed=self.seed,
         )
 
-    def skill(self, held_out: _Split) -> pd.DataFrame:
+    def skill(self, judgement: Judgement, attributes: pd.DataFrame) -> pd.DataFrame:
         """`skill_table` of the classifier, which a warning tells of where it cannot judge the edits."""
-        judgement = judge(self.classifier, held_out.originals, self.params.batch_size)
-        table = skill_table(judgement, self.classifier.attributes, held_out.attributes)
+        table = skill_table(judgement, self.classifier.attributes, attributes)
         for name in table.index.intersection(list(self.params.attributes)):
             recall, specificity = table.loc[name, ["classifier_recall", "classifier_specificity"]]
             if min(recall, specificity) < LOWEST_SKILL:
@@ -213,7 +214,7 @@ def _latent_metrics(posteriors: Posterior) -> dict[str, float]:
 
 
 def _edit_metrics(edits: EditStudy, strengths: Strengths, method: Method) -> dict[str, float]:
-    """Means over attributes at the strengths that were the best on the validation images, where there are edits."""
+    """Means over attributes, of a method and of the control, at strengths by attribute, where there are edits."""
     rows = edits.at(strengths)
     if rows.empty:
         return {}

@@ -27,8 +27,8 @@ class Samplers:
     ----------
     model, classifier, priors
         What decodes, what gives the features that the distances are taken in, and what is drawn from.
-    images, posteriors
-        Held-out images (N, height, width, channels) and their posteriors.
+    images, features, posteriors
+        Held-out images (N, height, width, channels), what the classifier makes of them, and their posteriors.
     params
         The number of samples, the size of the batches, the weights of Inception.
     seed
@@ -41,6 +41,7 @@ class Samplers:
         classifier: Classifier,
         priors: FittedPriors,
         images: NDArray[np.uint8],
+        features: Tensor,
         posteriors: Posterior,
         params: EvaluateParams,
         *,
@@ -50,6 +51,7 @@ class Samplers:
         self.classifier = classifier
         self.priors = priors
         self.images = images
+        self.features = features
         self.posteriors = posteriors
         self.params = params
         self.seed = seed
@@ -65,12 +67,12 @@ class Samplers:
         sets = {name: self._draw(name, count) for name in self.priors.priors}
         sets["reconstructions"] = self._decode(self.posteriors.mean[:count])
         sets["training images"] = np.array(train_images[:count])
-        real_features = self._features(real)
+        real_features = self.features[:count]
         inception = self._inception()
         real_inception_features = inception.features(real) if inception else None
         rows = {}
         for name, pictures in sets.items():
-            features = self._features(pictures)
+            features = judge(self.classifier, pictures, self.params.batch_size).features
             rows[name] = {
                 "heldout_latent_nats": self.priors.heldout_nats.get(name),
                 "frechet_distance": frechet_distance(features, real_features),
@@ -105,9 +107,6 @@ class Samplers:
 
     def _decode(self, latent: Tensor) -> NDArray[np.uint8]:
         return decode_all(self.model, latent, self.params.batch_size)
-
-    def _features(self, images: NDArray[np.uint8]) -> Tensor:
-        return judge(self.classifier, images, self.params.batch_size).features
 
     def _inception(self) -> Inception | None:
         if self.params.inception_weights is None:

@@ -60,7 +60,8 @@ class ImageReader:
         """For each array of indices float32 (batch, channel, height, width) in [0, 1]."""
         if self._resident is not None:
             for indices in parts:
-                yield to_unit_range(self._resident[torch.from_numpy(indices).to(self._device)], self._device)
+                pinned = torch.from_numpy(indices).pin_memory()
+                yield to_unit_range(self._resident[pinned.to(self._device, non_blocking=True)], self._device)
             return
         pending: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(READ_AHEAD) as pool:

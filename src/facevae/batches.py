@@ -60,8 +60,8 @@ class ImageReader:
         """For each array of indices float32 (batch, channel, height, width) in [0, 1]."""
         if self._resident is not None:
             for indices in parts:
-                pinned = torch.from_numpy(indices).pin_memory()
-                yield to_unit_range(self._resident[pinned.to(self._device, non_blocking=True)], self._device)
+                there = self._pinned(torch.from_numpy(indices)).to(self._device, non_blocking=True)
+                yield to_unit_range(self._resident[there], self._device)
             return
         pending: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(READ_AHEAD) as pool:
@@ -73,8 +73,11 @@ class ImageReader:
                 yield to_unit_range(pending.popleft().result(), self._device)
 
     def _gather(self, indices: NDArray[np.int64]) -> Tensor:
-        images = torch.from_numpy(self._images[indices])
-        return images.pin_memory() if self._device.type == "cuda" else images
+        return self._pinned(torch.from_numpy(self._images[indices]))
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        """The tensor where a GPU can fetch it while the processor goes on, if it is bound for one."""
+        return tensor.pin_memory() if self._device.type == "cuda" else tensor
 
 
 def _may_reside(images: NDArray[np.uint8], device: torch.device) -> bool:

@@ -44,6 +44,7 @@ IMAGE_SIZE = 64
 NUM_TRAIN, NUM_VALIDATION, NUM_IMAGES = 6500, 500, 8000  # from the front; the rest is the test
 PROBED_IMAGES, NUM_PROBES = 512, 4  # by which the speed is measured
 MARGIN = 0.97  # of the time is planned for
+WARMUP_SHARE = 1 / 3  # of a short training at most is warm-up of the KL, or its full weight would never be reached
 JUDGE_EPOCHS = 24  # of so few images: after the 6 of the presets it finds one pair of glasses in six
 JUDGE = f"classifier-{JUDGE_EPOCHS}.safetensors"
 
@@ -266,7 +267,8 @@ def train_one(
         rate = images_per_second(partial(fresh_model, name, params, seed), train_images, params.train)
         num_images = int(MARGIN * 60 * minutes * rate)
     order, epochs = epochs_of(num_images, len(train_images), seed)
-    train_params = params.train.model_copy(update={"epochs": epochs})
+    warmup = min(params.train.kl_warmup_epochs, WARMUP_SHARE * epochs)
+    train_params = params.train.model_copy(update={"epochs": epochs, "kl_warmup_epochs": warmup})
     start = time.monotonic()
     split = train_images[order], prepared.images("validation")
     result = train(fresh_model(name, params, seed), *split, train_params, seed=seed)

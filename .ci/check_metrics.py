@@ -24,6 +24,7 @@ TOLERANCES = {  # relative, instead of the above
     "frechet_distance": 0.5,
     "importance_weighted_bits_per_dimension": 0.02,
     "importance_weighted_nats": 0.02,
+    "neighbour_distance_ratio": 0.2,
     "psnr_db": 0.03,
     "sharpness_ratio": 0.2,
     "sliced_wasserstein_distance": 0.2,

@@ -126,6 +126,18 @@ ALL = CONTENDERS | {
 }
 
 
+@dataclass(frozen=True)
+class Budget:
+    """How long a training lasts: so many minutes, or until it has seen `num_images`, where they are given."""
+
+    minutes: float
+    num_images: int | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.num_images}-images" if self.num_images else f"{self.minutes:g}-minutes"
+
+
 class Trained(BaseModel):
     """What is kept beside the weights of a contender; `params` are those of `DETERMINING`, as JSON.
 
@@ -192,6 +204,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="a folder to keep prepared images, the classifier and weights in")
     parser.add_argument("--only", nargs="+", choices=ALL, default=list(CONTENDERS), help="the first six by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--num-threads", type=int, help="CPU threads of each, in place of its preset's")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=10.0, help="of training, each; the default is 10")
     length.add_argument("--num-images", type=int, help="to train on, each, instead: the same for all")
@@ -200,26 +213,26 @@ def main() -> None:
     with reported_errors():
         for seed in arguments.seeds:
             for name in arguments.only:
-                run(arguments.images, arguments.work, name, seed, arguments.minutes, arguments.num_images)
+                params = params_of(ALL[name], arguments.num_threads)
+                budget = Budget(arguments.minutes, arguments.num_images)
+                run(arguments.images, arguments.work, name, params, budget, seed)
         compared = table()
         write_csv(RESULTS / "quality.csv", compared)
         print(as_markdown(compared))
 
 
-def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_images: int | None) -> None:
+def run(images: Path, work: Path, name: str, params: Params, budget: Budget, seed: int) -> None:
     """Train and measure one contender, unless its result is there already."""
-    length = f"{num_images}-images" if num_images else f"{minutes:g}-minutes"
-    stem = f"{length}-{name}-{seed}"
+    stem = f"{budget.name}-{name}-{seed}"
     target = RESULTS / "quality" / f"{stem}.json"
     if target.exists():
         return
-    params = params_of(ALL[name])
     prepared = prepared_set(images, work, params)
     classifier = load_classifier(work / JUDGE, data_digest=prepared.digest)
     device = set_up_device(params.train)
     weights = work / "trained" / f"{stem}.safetensors"
     if not weights.exists():
-        train_one(weights, name, params, prepared, seed, minutes, num_images)
+        train_one(weights, name, params, prepared, budget, seed)
     tensors, trained = read_tensors(weights, Trained, remedy="run this again")
     if trained.params != params.model_dump_json(include=DETERMINING):
         raise UserError(f"{weights} was trained with other params: remove it, and run this again")
@@ -240,9 +253,10 @@ def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_imag
     drawn = samplers.loc[list(evaluation.priors.priors)]
     facts = {
         **trained.hardware,
-        "length": length,
+        "length": budget.name,
         "contender": name,
         "seed": seed,
+        "num_threads": params.train.num_threads,
         "images_seen": trained.images_seen,
         "training_seconds": trained.seconds,
         "num_weights": sum(weight.numel() for weight in model.parameters()),
@@ -258,14 +272,13 @@ def run(images: Path, work: Path, name: str, seed: int, minutes: float, num_imag
     print(json.dumps(facts), flush=True)
 
 
-def train_one(
-    target: Path, name: str, params: Params, prepared: PreparedSet, seed: int, minutes: float, num_images: int | None
-) -> None:
+def train_one(target: Path, name: str, params: Params, prepared: PreparedSet, budget: Budget, seed: int) -> None:
     """Train one contender, and keep its weights: measuring takes long too, and what is measured may change."""
     train_images = prepared.images("train")
+    num_images = budget.num_images
     if num_images is None:
         rate = images_per_second(partial(fresh_model, name, params, seed), train_images, params.train)
-        num_images = int(MARGIN * 60 * minutes * rate)
+        num_images = int(MARGIN * 60 * budget.minutes * rate)
     order, epochs = epochs_of(num_images, len(train_images), seed)
     warmup = min(params.train.kl_warmup_epochs, WARMUP_SHARE * epochs)
     train_params = params.train.model_copy(update={"epochs": epochs, "kl_warmup_epochs": warmup})
@@ -315,11 +328,12 @@ def epochs_of(num_seen: int, num_images: int, seed: int) -> tuple[NDArray[np.int
     return np.resize(order, num_seen // epochs), epochs
 
 
-def params_of(contender: Contender) -> Params:
+def params_of(contender: Contender, num_threads: int | None = None) -> Params:
     """The params of a contender on images of 64 x 64."""
     tree = yaml.safe_load((ROOT / contender.preset).read_text(encoding="utf-8"))
     own = {"data.source": "celeba", "data.num_images": NUM_IMAGES, "data.image_size": IMAGE_SIZE, "data.crop": None}
-    for key, value in {**own, "data.split": "official", **contender.overrides}.items():
+    threads = {"train.num_threads": num_threads} if num_threads else {}
+    for key, value in {**own, "data.split": "official", **contender.overrides, **threads}.items():
         section, _, last = key.partition(".")
         tree[section][last] = value
     return parse_params(tree, name=contender.preset)

@@ -60,8 +60,8 @@ class ImageReader:
         """For each array of indices float32 (batch, channel, height, width) in [0, 1]."""
         if self._resident is not None:
             for indices in parts:
-                there = self._pinned(torch.from_numpy(indices)).to(self._device, non_blocking=True)
-                yield to_unit_range(self._resident[there], self._device)
+                rows = self._pinned(torch.from_numpy(indices)).to(self._device, non_blocking=True)
+                yield to_unit_range(self._resident[rows], self._device)
             return
         pending: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(READ_AHEAD) as pool:

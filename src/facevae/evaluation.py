@@ -15,7 +15,7 @@ from facevae.files import require_finite
 from facevae.inference import encode_all
 from facevae.latent_health import active_units, aggregate_kl_nats, latent_table
 from facevae.likelihood import calibrated_log_sigma, likelihood_table
-from facevae.metrics import reconstruction_metrics
+from facevae.metrics import mean_squared_error, reconstruction_metrics
 from facevae.model import VAE, Posterior
 from facevae.params import EvaluateParams
 from facevae.prepared import PreparedSet, SplitName
@@ -134,14 +134,14 @@ class _Measure:
         log_sigmas = {"trained": self.model.log_sigma.detach().cpu()}
         if self.header.likelihood != "bernoulli":
             some = slice(MAX_CALIBRATION_IMAGES)
-            metrics = reconstruction_metrics(
+            error = mean_squared_error(
                 self.model,
                 train.images[some],
                 train.posteriors[some],
                 batch_size=self.params.batch_size,
                 seed=self.seed,
             )
-            log_sigmas["calibrated"] = calibrated_log_sigma(metrics["squared_error"], train.images[0].size)
+            log_sigmas["calibrated"] = calibrated_log_sigma(error, train.images[0].size)
         return likelihood_table(
             self.model,
             held_out.images,

@@ -34,3 +34,16 @@ def decode_all(model: VAE, latent: Tensor, batch_size: int = BATCH_SIZE) -> NDAr
     images = torch.cat([model.decode(batch.to(device)).cpu() for batch in latent.flatten(0, -2).split(batch_size)])
     pixels: NDArray[np.uint8] = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     return pixels.reshape(*latent.shape[:-1], *pixels.shape[1:])
+
+
+@torch.no_grad()
+def reconstructed(
+    model: VAE, images: NDArray[np.uint8], latent: Tensor, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of images (N, height, width, channels) as `batches_of` gives them, each with its reconstruction.
+
+    `latent` (N, latent_dim) is one latent for each image.
+    """
+    device = next(model.parameters()).device
+    for batch, latents in zip(batches_of(images, batch_size, device), latent.split(batch_size), strict=True):
+        yield batch, model.decode(latents.to(device))

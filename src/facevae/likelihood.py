@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facevae import objective
-from facevae.inference import batches_of
+from facevae.inference import reconstructed
 from facevae.model import VAE, Posterior
 from facevae.params import Likelihood
 from facevae.priors import Prior
@@ -67,8 +67,9 @@ def likelihood_table(
         latent = posteriors.sample(generator)
         nats = _nats(model, images, latent, likelihood, log_sigmas, batch_size)
         log_density = posteriors.log_density(latent)
+        log_ratios = {name: prior.log_prob(latent) - log_density for name, prior in priors.items()}
         for (sigma, prior), total in sums.items():
-            log_weights = priors[prior].log_prob(latent) - log_density - nats[sigma]
+            log_weights = log_ratios[prior] - nats[sigma]
             total += log_weights
             log_sums[sigma, prior] = torch.logaddexp(log_sums[sigma, prior], log_weights)
     num_values = images[0].size
@@ -91,12 +92,11 @@ def _nats(
     batch_size: int,
 ) -> dict[str, Tensor]:
     """-log P(image | latent) for each scale, (N,) on the CPU."""
-    device = next(model.parameters()).device
     nats: dict[str, list[Tensor]] = {name: [] for name in log_sigmas}
-    for batch, batch_latent in zip(batches_of(images, batch_size, device), latent.split(batch_size), strict=True):
-        reconstruction = model.decode(batch_latent.to(device))
+    for batch, reconstruction in reconstructed(model, images, latent, batch_size):
         for name, log_sigma in log_sigmas.items():
-            nats[name].append(objective.discrete_nats(likelihood, reconstruction, batch, log_sigma.to(device)).cpu())
+            bounds = objective.discrete_nats(likelihood, reconstruction, batch, log_sigma.to(batch.device))
+            nats[name].append(bounds.cpu())
     return {name: torch.cat(parts) for name, parts in nats.items()}
 
 

@@ -10,41 +10,40 @@ from torch import Tensor
 from torch.nn import functional
 
 from facevae import objective
-from facevae.inference import batches_of
+from facevae.inference import reconstructed
 from facevae.model import VAE, Posterior
 
 
-@torch.no_grad()
 def reconstruction_metrics(
     model: VAE, images: NDArray[np.uint8], posteriors: Posterior, *, batch_size: int, seed: int
 ) -> dict[str, float]:
     """Measure reconstructions of images (N, height, width, channels) from their posteriors.
 
-    The squared error takes one latent drawn from each posterior, with noise that `seed` fixes for each image; PSNR and
-    SSIM take the posterior's mean.
+    The squared error is that of `mean_squared_error`; PSNR and SSIM take the posterior's mean.
     """
-    device = next(model.parameters()).device
-    drawn = posteriors.sample(torch.Generator().manual_seed(seed))
-    columns: dict[str, list[Tensor]] = {"squared_error": [], "psnr_db": [], "ssim": []}
-    for batch, *latents in zip(
-        batches_of(images, batch_size, device),
-        drawn.split(batch_size),
-        posteriors.mean.split(batch_size),
-        strict=True,
-    ):
-        from_draw, from_mean = (model.decode(latent.to(device)) for latent in latents)
-        columns["squared_error"].append(objective.squared_error(from_draw, batch))
-        columns["psnr_db"].append(psnr_db(from_mean, batch))
-        columns["ssim"].append(ssim(from_mean, batch))
-    mean = {name: float(torch.cat(parts).double().mean()) for name, parts in columns.items()}
+    error = mean_squared_error(model, images, posteriors, batch_size=batch_size, seed=seed)
     kl = float(objective.kl_nats(posteriors).double().mean())
-    return {
-        "squared_error": mean["squared_error"],
-        "kl_nats": kl,
-        "squared_error_plus_kl": mean["squared_error"] + kl,
-        "psnr_db": mean["psnr_db"],
-        "ssim": mean["ssim"],
-    }
+    columns: dict[str, list[Tensor]] = {"psnr_db": [], "ssim": []}
+    for batch, reconstruction in reconstructed(model, images, posteriors.mean, batch_size):
+        columns["psnr_db"].append(psnr_db(reconstruction, batch))
+        columns["ssim"].append(ssim(reconstruction, batch))
+    means = {name: float(torch.cat(parts).double().mean()) for name, parts in columns.items()}
+    return {"squared_error": error, "kl_nats": kl, "squared_error_plus_kl": error + kl, **means}
+
+
+def mean_squared_error(
+    model: VAE, images: NDArray[np.uint8], posteriors: Posterior, *, batch_size: int, seed: int
+) -> float:
+    """The squared error summed over an image's values, mean over images (N, height, width, channels).
+
+    One latent is drawn from each posterior, with noise that `seed` fixes for each image.
+    """
+    drawn = posteriors.sample(torch.Generator().manual_seed(seed))
+    errors = [
+        objective.squared_error(reconstruction, batch)
+        for batch, reconstruction in reconstructed(model, images, drawn, batch_size)
+    ]
+    return float(torch.cat(errors).double().mean())
 
 
 def psnr_db(reconstruction: Tensor, images: Tensor) -> Tensor:
@@ -62,10 +61,11 @@ def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
     channels, size = images.shape[1], min(11, images.shape[-1] - 1 + images.shape[-1] % 2)
     offsets = torch.arange(size, device=images.device) - size // 2
     weights = torch.exp(-offsets.square() / (2 * 1.5**2))
-    window = (weights[:, None] * weights / weights.sum() ** 2).expand(channels, 1, size, size).contiguous()
+    row = (weights / weights.sum()).expand(channels, 1, 1, size)
+    column = row.transpose(2, 3)
 
     def local_mean(values: Tensor) -> Tensor:
-        return functional.conv2d(values, window, groups=channels)
+        return functional.conv2d(functional.conv2d(values, row, groups=channels), column, groups=channels)
 
     mean_x, mean_y = local_mean(reconstruction), local_mean(images)
     variance_x = local_mean(reconstruction.square()) - mean_x.square()

@@ -128,10 +128,10 @@ class Optimization:
         objective = self._objective
         with objective.no_sync() if isinstance(objective, DistributedDataParallel) and not is_last else nullcontext():
             terms: Tensor = objective(images, noise)
+            reconstruction, kl = terms
             kl_weight = kl_weight_at(self.params, (self.step + 1) / self.steps_per_epoch)
-            weights = torch.stack([terms.new_full((), weight) for weight in (1.0, kl_weight)])  # filled on the device
             # DistributedDataParallel takes the mean over the processes of what is to be the mean over the images
-            (terms @ weights * (self._num_workers / num_images)).backward()
+            ((reconstruction + kl_weight * kl) * (self._num_workers / num_images)).backward()
         return terms.detach()
 
     def learning_rate(self, step: int) -> float:

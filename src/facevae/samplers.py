@@ -28,7 +28,8 @@ class Samplers:
     model, classifier, priors
         What decodes, what gives the features that the distances are taken in, and what is drawn from.
     images, features, posteriors
-        Held-out images (N, height, width, channels), what the classifier makes of them, and their posteriors.
+        Held-out images (N, height, width, channels), the classifier's features of them (N, num_features), and their
+        posteriors.
     params
         The number of samples, the size of the batches, the weights of Inception.
     seed

@@ -163,7 +163,8 @@ class PythaeVAE(VAE):
 
         nn.Module.__init__(self)
         self.params = params
-        config = VAEConfig(input_dim=(3, 64, 64), latent_dim=params.latent_dim)
+        self.image_size = IMAGE_SIZE
+        config = VAEConfig(input_dim=(3, IMAGE_SIZE, IMAGE_SIZE), latent_dim=params.latent_dim)
         self.encoder = Encoder_Conv_VAE_CELEBA(config)
         decoder: Any = Decoder_Conv_AE_CELEBA(config)
         decoder.layers[-1][-1] = nn.Identity()

@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT, small_params
 
 from facevae.errors import UserError
-from facevae.hardware import set_up_device, uses_bfloat16
+from facevae.hardware import memory_format, set_up_device, uses_bfloat16
 
 CPU = torch.device("cpu")
 
@@ -77,3 +77,14 @@ def test_auto_is_bfloat16_where_the_processor_has_it(
     assert uses_bfloat16("auto", CPU) is expected
     assert uses_bfloat16("float32", CPU) is False
     assert uses_bfloat16("bfloat16", CPU) is True
+
+
+@pytest.mark.parametrize(("capability", "device"), [("AVX2", "cpu"), ("AVX512", "cpu"), ("AVX2", "cuda")])
+def test_large_maps_are_trained_channels_first_where_channels_last_is_slow(
+    monkeypatch: pytest.MonkeyPatch, capability: str, device: str
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    is_slow = (capability, device) == ("AVX2", "cpu")
+    large, small = (memory_format(torch.device(device), size) for size in (8 * 2**20, 2**17))
+    assert large is (torch.contiguous_format if is_slow else torch.channels_last)
+    assert small is torch.channels_last

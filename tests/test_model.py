@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from conftest import ROOT, small_params
+from conftest import ROOT, disc_images, small_params
 from torch import nn
 
-from facevae.model import VAE, Decoder, Encoder, Posterior, feature_shape
+from facevae.model import VAE, Decoder, Encoder, Posterior, feature_shape, largest_map, to_unit_range
 from facevae.params import load_params
 from facevae.summary import summarize
 
@@ -28,6 +28,33 @@ def test_the_originals_have_their_shapes(preset: str, features: tuple[int, ...],
     assert reconstruction.shape == images.shape
     if preset == "celeba":
         assert math.prod(features) == 262_144
+
+
+@pytest.mark.parametrize(("preset", "expected"), [("celeba", 128 * 128**2 * 4), ("celeba-best", 64**2 * 32 * 4)])
+def test_the_largest_map_is_that_of_the_widest_and_highest_features(preset: str, expected: int) -> None:
+    params = load_params(ROOT / "presets" / f"{preset}.yaml")
+    assert largest_map(params.model, params.data.image_size) == expected
+
+
+def test_maps_and_weights_lie_in_the_order_that_is_asked_for() -> None:
+    params = small_params(model__normalization="batch", model__residual_blocks=1).model
+    torch.manual_seed(0)
+    model = VAE(params, 8, 3).eval()
+    images = to_unit_range(disc_images(4), torch.device("cpu"))
+    orders: list[set[bool]] = []
+    expected = model.decode(model.encode(images).mean)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        model.lay_out(memory_format)
+        orders.append(set())
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                layer.register_forward_hook(
+                    lambda module, inputs, output: orders[-1].update(
+                        values.is_contiguous() for values in (*inputs, module.weight, output)
+                    )
+                )
+        torch.testing.assert_close(model.decode(model.encode(images).mean), expected)
+    assert orders == [{True}, {False}]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import torch
 from conftest import disc_images, small_params
 from numpy.typing import NDArray
 
-from facevae import objective
+from facevae import objective, training
 from facevae.batches import ImageReader
 from facevae.errors import UserError
-from facevae.model import VAE, new_model, to_unit_range
+from facevae.model import VAE, largest_map, new_model, to_unit_range
 from facevae.optimization import Optimization, StepReport
 from facevae.params import Params
 from facevae.training import EpochRow, Progress, TrainingResult, _Loop, train
@@ -52,6 +52,24 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
     for name, weight in first.model.state_dict().items():
         assert torch.equal(weight, again.model.state_dict()[name])
     assert not torch.equal(first.model.encoder.mean.weight, other.model.encoder.mean.weight)
+
+
+def test_maps_lie_in_the_order_that_suits_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = small_params(model__normalization="batch", train__average_decay=0.9, train__precision="float32")
+    usual = run(params)
+    sizes: list[int] = []
+
+    def channels_first(_: torch.device, size: int) -> torch.memory_format:
+        sizes.append(size)
+        return torch.contiguous_format
+
+    monkeypatch.setattr(training, "memory_format", channels_first)
+    result = run(params)
+    assert sizes == [largest_map(params.model, 8)]
+    pd.testing.assert_frame_equal(result.history, usual.history, rtol=1e-3)
+    for trained, is_first in ((result, True), (usual, False)):
+        kernel = trained.model.encoder.blocks[0][0].weight  # type: ignore[index]
+        assert kernel.is_contiguous() is is_first
 
 
 def test_images_may_be_a_read_only_memory_map(tmp_path: object) -> None:

@@ -85,12 +85,13 @@ class Encoder(nn.Module):
             ),
             *(Residual(params, widths[-1]) for _ in range(params.residual_blocks)),
         )
+        self.memory_format = torch.channels_last
         num_features = math.prod(feature_shape(params, image_size))
         self.mean = nn.Linear(num_features, params.latent_dim)
         self.log_variance = nn.Linear(num_features, params.latent_dim)
 
     def forward(self, images: Tensor) -> Posterior:
-        features = self.blocks(images).flatten(1)
+        features = self.blocks(images.contiguous(memory_format=self.memory_format)).flatten(1)
         log_variance = self.log_variance(features).float()
         return Posterior(self.mean(features).float(), log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT))
 
@@ -114,10 +115,11 @@ class Decoder(nn.Module):
             up = _transposed(params, widths[layer + 1], widths[layer], params.strides[layer], bias=bias)
             blocks.append(nn.Sequential(up, *([] if is_last else _after_convolution(params, widths[layer]))))
         self.blocks = nn.Sequential(*blocks)
+        self.memory_format = torch.channels_last
 
     def forward(self, latent: Tensor) -> Tensor:
         features = self.features(latent).unflatten(1, self._feature_shape)
-        logits: Tensor = self.blocks(features.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.blocks(features.contiguous(memory_format=self.memory_format))
         return torch.sigmoid(logits.float())
 
 
@@ -142,7 +144,12 @@ class VAE(nn.Module):
         self.encoder = Encoder(params, image_size, image_channels)
         self.decoder = Decoder(params, image_size, image_channels)
         self.log_sigma = nn.Parameter(torch.tensor(0.5 * math.log(0.5)))  # variance 1/2: that of squared_error
-        self.to(memory_format=torch.channels_last)
+        self.lay_out(torch.channels_last)
+
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Have all convolutions keep maps and weights in this order; what they compute changes by rounding only."""
+        self.encoder.memory_format = self.decoder.memory_format = memory_format
+        self.to(memory_format=memory_format)
 
     def encode(self, images: Tensor) -> Posterior:
         """Approximate posterior of images (batch, channel, height, width)."""
@@ -173,6 +180,15 @@ def feature_shape(params: ModelParams, image_size: int) -> tuple[int, int, int]:
     """Channels, height and width of the encoder's last feature map."""
     size = image_size // math.prod(params.strides)
     return params.channels[-1], size, size
+
+
+def largest_map(params: ModelParams, image_size: int) -> int:
+    """Bytes of the largest feature map of one image, in float32."""
+    size, largest = image_size, 0
+    for channels, stride in zip(params.channels, params.strides, strict=True):
+        size //= stride
+        largest = max(largest, 4 * channels * size**2)
+    return largest
 
 
 def _padding(kernel_size: int, stride: int) -> int:

@@ -17,8 +17,8 @@ from facevae.batches import ImageReader, batches_of, num_batches, parts_of
 from facevae.binarization import binarize
 from facevae.errors import UserError
 from facevae.files import round_number
-from facevae.hardware import set_up_device
-from facevae.model import VAE
+from facevae.hardware import memory_format, set_up_device
+from facevae.model import VAE, largest_map
 from facevae.optimization import Optimization, with_prefix
 from facevae.params import TrainParams
 from facevae.workers import ALONE, Workers
@@ -98,6 +98,7 @@ def train(
         Too many steps exploded, or the validation loss is not finite: the message says what to change.
     """
     device = set_up_device(params)
+    model.lay_out(memory_format(device, largest_map(model.params, model.image_size)))
     loop = _Loop(model.to(device), params, len(train_images), device, seed, workers)
     start = workers.from_leader(start)
     rows, best_weights = [], model.state_dict()

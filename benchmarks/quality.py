@@ -172,6 +172,9 @@ class PythaeVAE(VAE):
         self.log_sigma = nn.Parameter(torch.tensor(0.5 * np.log(0.5), dtype=torch.float32))
         self.to(memory_format=torch.channels_last)
 
+    def lay_out(self, _: torch.memory_format) -> None:
+        """Stay as it is: its maps are small, and the params by which the order is chosen are not of its networks."""
+
     def encode(self, images: Tensor) -> Posterior:
         output = self.encoder(images)
         log_variance = output["log_covariance"].float().clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)

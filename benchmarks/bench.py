@@ -1,4 +1,7 @@
-"""The speed benchmark: each part compares within one run, and its rows go to benchmarks/results/ with the hardware."""
+"""The speed benchmark: each part compares within one run.
+
+Its rows go to benchmarks/results/ with the hardware, in a file for each part and kind of processor.
+"""
 
 import argparse
 import importlib
@@ -23,9 +26,11 @@ def main() -> None:
         for part in arguments.only:
             print(f"{part}:", flush=True)
             rows = importlib.import_module(f"bench_{part}").measure(arguments.images.resolve(), ROOT)
-            result = {"hardware": hardware(), "rows": [asdict(row) for row in rows]}
+            facts = hardware()
+            result = {"hardware": facts, "rows": [asdict(row) for row in rows]}
+            target = RESULTS / f"{part}-{str(facts['vectors']).lower()}.json"
             RESULTS.mkdir(exist_ok=True)
-            (RESULTS / f"{part}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
             print(as_table(rows), flush=True)
 
 

@@ -230,6 +230,7 @@ def run(images: Path, work: Path, name: str, params: Params, budget: Budget, see
     stem = f"{budget.name}-{name}-{seed}"
     target = RESULTS / "quality" / f"{stem}.json"
     if target.exists():
+        print(f"{target.relative_to(ROOT)} is kept: remove it to measure this anew", flush=True)
         return
     prepared = prepared_set(images, work, params)
     classifier = load_classifier(work / JUDGE, data_digest=prepared.digest)

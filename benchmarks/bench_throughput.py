@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from facevae.hardware import memory_format, set_up_device, uses_bfloat16
 from facevae.images import fit_image, read_image
-from facevae.model import feature_shape, largest_map, new_model, to_unit_range
+from facevae.model import feature_shape, largest_map_bytes, new_model, to_unit_range
 from facevae.optimization import Objective, Optimization
 from facevae.params import Params, parse_params
 from facevae.training import Progress, train
@@ -242,7 +242,7 @@ class Contenders:
         params = self.params.train.model_copy(update={"epochs": num_epochs, "max_skipped_steps": 10**6})
         device = set_up_device(params)
         model = new_model(self.params.model, IMAGE_SIZE, 3, seed=0)
-        model.lay_out(memory_format(device, largest_map(model.params, IMAGE_SIZE)))  # as the loop does
+        model.lay_out(memory_format(device, largest_map_bytes(model.params, IMAGE_SIZE)))  # as the loop does
         adam = Optimization(model, params, self._num_steps, device).adam
         objective = Objective(model, params, device)
         images = to_unit_range(self.images[: self._batch_size], device)

@@ -1,5 +1,6 @@
 """Draw, read or download the raw images and write the prepared set."""
 
+from facevae.consistency import require_attributes
 from facevae.errors import reported_errors
 from facevae.fingerprint import inputs_digest, refuse_change
 from facevae.layout import PREPARED
@@ -13,6 +14,7 @@ def main() -> None:
     before = inputs_digest("prepare")
     params = load_params()
     source = open_source(params.data, params.seed)
+    require_attributes(params, source.attributes.columns)  # now, and not after a long training
     manifest = prepare(source, params.data, params.seed, PREPARED)
     refuse_change(before, inputs_digest("prepare"))
     print(f"{PREPARED}: {manifest.num_images}, {len(manifest.bad_images)} bad image(s) left out")

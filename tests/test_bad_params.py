@@ -1,6 +1,7 @@
 """The catalogue of bad input, first part: values of params.yaml, and texts that are no params.yaml."""
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,18 @@ def test_batch_normalisation_of_maps_of_one_pixel_needs_several_images(key: str,
     small_params(**changes, **{f"train__{key}": least})
     small_params(model__normalization="batch", **{f"train__{key}": 1})
     small_params(model__strides=[2, 4], **{f"train__{key}": 1})
+
+
+@pytest.mark.parametrize(("width", "allowed"), [(4, False), (8, False), (9, True), (16, True)])
+def test_group_normalisation_of_single_values_is_refused(width: int, allowed: bool) -> None:
+    changes: dict[str, object] = {"model__normalization": "group", "model__channels": [8, width]}
+    one_pixel = pytest.raises(
+        UserError, match=rf"model.channels: \[8, {width}\] has {width} where feature maps are of one"
+    )
+    with nullcontext() if allowed else one_pixel:
+        small_params(**changes, model__strides=[2, 4])
+    small_params(**changes)
+    small_params(**changes | {"model__normalization": "none"}, model__strides=[2, 4])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from conftest import disc_images
 from numpy.typing import NDArray
 
 from facevae import batches
-from facevae.batches import ImageReader, batches_of, num_batches, parts_of
+from facevae.batches import ImageReader, index_batches, num_batches, parts_of
 from facevae.model import to_unit_range
 
 IMAGES = disc_images(20)
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 )
 def test_a_last_batch_of_one_image_joins_the_one_before(num_images: int, batch_size: int, sizes: list[int]) -> None:
     order = np.random.default_rng(0).permutation(num_images)
-    found = list(batches_of(order, batch_size))
+    found = list(index_batches(order, batch_size))
     assert [len(batch) for batch in found] == sizes
     assert num_batches(num_images, batch_size) == len(sizes)
     assert np.array_equal(np.concatenate(found), order)

@@ -307,6 +307,19 @@ def test_a_model_that_exploded_is_not_evaluated(
     assert contents(project) == before
 
 
+@pytest.mark.parametrize("key", ["evaluate.attributes", "figures.attributes", "figures.latent_map_attributes"])
+def test_an_attribute_that_the_images_lack_is_told_before_they_are_prepared(
+    project: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = yaml.safe_load((project / "params.yaml").read_text())
+    section, name = key.split(".")
+    tree[section][name] = ["Wings"]
+    (project / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    before = contents(project)
+    assert failure_of("prepare", capsys).startswith(f"error: {key}: 'Wings' is no attribute of this set; there are ")
+    assert contents(project) == before
+
+
 @pytest.mark.parametrize("stage", ["evaluate", "figures"])
 def test_a_model_of_other_images_is_refused(project: Path, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = project / "params.yaml"

@@ -67,6 +67,23 @@ def test_cuda_is_refused_where_there_is_none() -> None:
     assert set_up_device(small_params(train__device="auto").train) == CPU
 
 
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for number in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", number)
+        assert set_up_device(small_params(train__device=device).train) == torch.device("cuda")
+    assert chosen == [0, 1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"train.launcher: it starts 3 processes or more on a machine with 2 GPU"):
+        set_up_device(small_params(train__device=device).train)
+    assert set_up_device(small_params(train__device="cpu").train) == CPU
+    assert chosen == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("capabilities", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)]
 )

@@ -5,7 +5,7 @@ import torch
 from conftest import ROOT, disc_images, small_params
 from torch import nn
 
-from facevae.model import VAE, Decoder, Encoder, Posterior, feature_shape, largest_map, to_unit_range
+from facevae.model import VAE, Decoder, Encoder, Posterior, feature_shape, largest_map_bytes, to_unit_range
 from facevae.params import load_params
 from facevae.summary import summarize
 
@@ -33,7 +33,7 @@ def test_the_originals_have_their_shapes(preset: str, features: tuple[int, ...],
 @pytest.mark.parametrize(("preset", "expected"), [("celeba", 128 * 128**2 * 4), ("celeba-best", 64**2 * 32 * 4)])
 def test_the_largest_map_is_that_of_the_widest_and_highest_features(preset: str, expected: int) -> None:
     params = load_params(ROOT / "presets" / f"{preset}.yaml")
-    assert largest_map(params.model, params.data.image_size) == expected
+    assert largest_map_bytes(params.model, params.data.image_size) == expected
 
 
 def test_maps_and_weights_lie_in_the_order_that_is_asked_for() -> None:

@@ -3,15 +3,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from conftest import dvc
 
 from facevae import resume
-from facevae.resume import MAX_FILES, ResumeFile
+from facevae.resume import MAX_FILES, SECONDS_TO_REST, ResumeFile
 from facevae.training import Progress
 
 PROGRESS = Progress(
@@ -59,7 +61,7 @@ def test_nothing_is_left_of_a_training_that_has_ended(root: Path) -> None:
     file.save(PROGRESS)
     (file.path.parent / ".mine.partial").write_bytes(b"of a process that was killed while it saved")
     file.remove()
-    assert [path for path in root.rglob("*") if path.is_file()] == []
+    assert [path.name for path in root.rglob("*") if path.is_file()] == ["resume.lock"]
     file.remove()
 
 
@@ -108,11 +110,39 @@ def test_a_file_in_the_place_of_the_folder_costs_warnings(root: Path, caplog: py
     assert "cannot be removed" in caplog.text
 
 
-def test_only_the_newest_trainings_are_kept() -> None:
-    for number in range(MAX_FILES + 2):
-        ResumeFile(f"training-{number}").save(PROGRESS)
-    names = {path.name for path in ResumeFile("any").path.parent.iterdir()}
-    assert names == {f"training-{number}" for number in range(2, MAX_FILES + 2)}
+def test_of_trainings_that_were_given_up_only_the_newest_are_kept() -> None:
+    files = [ResumeFile(str(number)) for number in range(MAX_FILES + 3)]
+    for file in files:
+        file.save(PROGRESS)
+    assert all(file.path.exists() for file in files)  # any of them may be at work
+    given_up = time.time() - SECONDS_TO_REST - 1
+    for file in files[1:3]:
+        os.utime(file.path, (given_up, given_up))
+    files[-1].save(PROGRESS)
+    assert [file.path.exists() for file in files] == [True, False, False, *[True] * MAX_FILES]
+    for path in files[-1].path.parent.iterdir():
+        os.utime(path, (given_up, given_up))
+    files[-1].save(PROGRESS)
+    assert sum(file.path.exists() for file in files) == MAX_FILES
+
+
+def test_trainings_save_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, most = 0, 0
+
+    def write(*_: object) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.1)
+        at_once -= 1
+
+    monkeypatch.setattr(resume, "write_tensors", write)
+    threads = [Thread(target=ResumeFile("mine").save, args=(PROGRESS,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
 
 
 def test_going_on_is_told(caplog: pytest.LogCaptureFixture) -> None:

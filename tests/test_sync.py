@@ -373,6 +373,18 @@ def test_a_stage_that_is_run_alone_on_older_results_logs_none(clone: Path) -> No
     assert not [key for key in runs()[new].data.metrics if not key.startswith("system/")]
 
 
+def test_a_stage_that_another_does_not_depend_on_may_be_out_of_date(clone: Path) -> None:
+    path = clone / "params.yaml"
+    path.write_text(path.read_text().replace("beta: 1.0", "beta: 7.0"))
+    change_params(clone, "classifier", "epochs", 3)
+    before = set(runs())
+    assert "no results" not in dvc(clone, "repro", "train")
+    (new,) = set(runs()) - before
+    metrics = runs()[new].data.metrics
+    assert "best_epoch" in metrics
+    assert "ssim" not in metrics
+
+
 def test_a_deleted_experiment_of_mlflow_is_told_with_its_remedy(clone: Path) -> None:
     client = store.connect()
     experiment = client.get_experiment_by_name("tests")

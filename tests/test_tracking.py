@@ -285,7 +285,7 @@ def test_points_of_a_training_that_was_cut_short_are_not_mixed_with_another_s(ca
 def other_process() -> Iterator[str]:
     """The name of another process of this machine, which is alive."""
     process = subprocess.Popen(["sleep", "60"])
-    yield f"{store._machine()}:{process.pid}:{psutil.Process(process.pid).create_time():.2f}"
+    yield f"{store._machine()}:{process.pid}:{store._start_of(process.pid)}"
     process.kill()
     process.wait()
 
@@ -310,6 +310,17 @@ def test_of_two_processes_at_one_state_the_second_adds_what_the_first_left_out(
         client.set_terminated(other.info.run_id, "KILLED")  # the other process gives up
         third.close("FINISHED", duration_seconds=1.0)
         assert num_points(client.get_run(other.info.run_id)) == 7
+
+
+@pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="the system is not Linux")
+def test_a_run_stays_where_the_clock_is_set(other_process: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_run("train"):
+        (run,) = all_runs()
+        store.connect().set_tag(run.info.run_id, store.PROCESS_TAG, other_process)
+        monkeypatch.setattr(psutil.Process, "create_time", lambda _: 1.0)  # it is reckoned back from the clock
+        assert store.close_dead_runs(store.connect()) == []
+        store.connect().set_tag(run.info.run_id, store.PROCESS_TAG, f"{other_process}0")  # of an earlier process
+        assert store.close_dead_runs(store.connect()) == [run.info.run_name]
 
 
 def test_a_run_of_another_machine_is_left_alone() -> None:

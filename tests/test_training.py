@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from facevae import objective, training
 from facevae.batches import ImageReader
 from facevae.errors import UserError
-from facevae.model import VAE, largest_map, new_model, to_unit_range
+from facevae.model import VAE, largest_map_bytes, new_model, to_unit_range
 from facevae.optimization import Optimization, StepReport
 from facevae.params import Params
 from facevae.training import EpochRow, Progress, TrainingResult, _Loop, train
@@ -65,7 +65,7 @@ def test_maps_lie_in_the_order_that_suits_the_hardware(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(training, "memory_format", channels_first)
     result = run(params)
-    assert sizes == [largest_map(params.model, 8)]
+    assert sizes == [largest_map_bytes(params.model, 8)]
     pd.testing.assert_frame_equal(result.history, usual.history, rtol=1e-3)
     for trained, is_first in ((result, True), (usual, False)):
         kernel = trained.model.encoder.blocks[0][0].weight  # type: ignore[index]

@@ -1,6 +1,6 @@
 """Directions in latent space that stand for attributes: fit, apply, score, keep. The latent arithmetic."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -181,12 +181,3 @@ def direction_of(directions: Directions, attribute: str) -> Tensor:
         known = ", ".join(sorted(directions)) or "none, since the set has no attributes"
         raise UserError(f"no attribute {attribute!r}; there are: {known}")
     return directions[attribute]
-
-
-def require_known(key: str, attributes: Sequence[str], known: Iterable[str]) -> None:
-    """Raise a `UserError` where a key of the params names an attribute that there is not."""
-    known = sorted(known)
-    for attribute in attributes:
-        if attribute not in known:
-            there_are = f"there are {', '.join(known)}" if known else "the set has none: set the list to []"
-            raise UserError(f"{key}: {attribute!r} is no attribute of this set; {there_are}")

@@ -26,7 +26,7 @@ def num_batches(num_images: int, batch_size: int) -> int:
     return max(1, whole + (rest > 1))
 
 
-def batches_of(order: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+def index_batches(order: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
     """The batches into which an order of the images falls."""
     last = num_batches(len(order), batch_size) - 1
     for index in range(last + 1):

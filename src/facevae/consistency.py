@@ -1,14 +1,19 @@
-"""Which values of params.yaml are at odds with each other, each being allowed by itself."""
+"""Which values of params.yaml are at odds with each other or with the data, each being allowed by itself."""
 
 import math
-from collections.abc import Iterator
-from itertools import pairwise
-from typing import TYPE_CHECKING
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
+
+from facevae.errors import UserError
 
 if TYPE_CHECKING:  # the schema calls this module
     from facevae.params import DataParams, ModelParams, Params, TrainParams
 
 LARGEST_TO_ONE_PIXEL = 16  # pixels: what the four blocks of the classifier halve to one
+ATTRIBUTE_LISTS = ("evaluate.attributes", "figures.attributes", "figures.latent_map_attributes")
+MAX_GROUPS = 8  # of the model's group normalisation
 MAX_WEIGHTS = 2**31  # of an encoder: 8 GiB, and four times that with Adam's moments and the gradient
 
 
@@ -21,6 +26,21 @@ def find_problems(params: "Params") -> list[str]:
         *_normalization_problems(params),
         *_use_problems(params),
     ]
+
+
+def require_attributes(params: "Params", known: Iterable[str]) -> None:
+    """Raise a `UserError` where one of `ATTRIBUTE_LISTS` names an attribute that a set of images does not have."""
+    for key in ATTRIBUTE_LISTS:
+        require_known(key, _value(params, key), known)
+
+
+def require_known(key: str, attributes: Sequence[str], known: Iterable[str]) -> None:
+    """Raise a `UserError` where a key of the params names an attribute that there is not."""
+    known = sorted(known)
+    for attribute in attributes:
+        if attribute not in known:
+            there_are = f"there are {', '.join(known)}" if known else "the set has none: set the list to []"
+            raise UserError(f"{key}: {attribute!r} is no attribute of this set; {there_are}")
 
 
 def _geometry_problems(data: "DataParams", model: "ModelParams") -> Iterator[str]:
@@ -92,9 +112,11 @@ def _train_problems(train: "TrainParams") -> Iterator[str]:
 
 
 def _normalization_problems(params: "Params") -> Iterator[str]:
-    """A single value has no variance: batch normalisation of maps of one pixel needs two images or more at a time.
+    """A single value has no variance.
 
-    Parts of a batch are of nearly equal size: those of up to two images may have one, those of up to three have two.
+    So batch normalisation of maps of one pixel needs two images or more at a time, and group normalisation two channels
+    in each group. Parts of a batch are of nearly equal size: those of up to two images may have one, those of up to
+    three have two.
     """
     train, size = params.train, params.data.image_size
     key, least = ("batch_size", 2) if train.micro_batch_size is None else ("micro_batch_size", 3)
@@ -103,6 +125,14 @@ def _normalization_problems(params: "Params") -> Iterator[str]:
         yield (
             f"train.{key}: {number} may leave an image alone, whose feature maps of one pixel batch normalisation "
             f"cannot normalise: raise it to {least}, or set model.normalization to group"
+        )
+    to_one_pixel = zip(params.model.channels, accumulate(params.model.strides, operator.mul), strict=False)
+    narrow = [width for width, total_stride in to_one_pixel if total_stride == size and MAX_GROUPS % width == 0]
+    if params.model.normalization == "group" and narrow:
+        yield (
+            f"model.channels: {list(params.model.channels)} has {narrow[0]} where feature maps are of one pixel, and "
+            "group normalisation cannot normalise groups of a single value: raise it above "
+            f"{MAX_GROUPS}, or set model.normalization to none"
         )
     if size <= LARGEST_TO_ONE_PIXEL and params.classifier.batch_size < 3:
         yield (
@@ -115,9 +145,8 @@ def _use_problems(params: "Params") -> Iterator[str]:
     for name, split in (("evaluate", params.evaluate.split), ("figures", params.figures.split)):
         if split == "test" and params.data.split == "random" and params.data.test_fraction == 0:
             yield f"{name}.split: 'test', but data.test_fraction is 0: use validation, or set images aside for the test"
-    for key in ("evaluate.attributes", "evaluate.strengths", "figures.attributes", "figures.latent_map_attributes"):
-        section, name = key.split(".")
-        values = getattr(getattr(params, section), name)
+    for key in (*ATTRIBUTE_LISTS, "evaluate.strengths"):
+        values = _value(params, key)
         if len(set(values)) < len(values):
             yield f"{key}: {list(values)} has a value twice: leave one out"
     strengths = params.figures.strengths
@@ -126,3 +155,8 @@ def _use_problems(params: "Params") -> Iterator[str]:
             f"figures.strengths: {list(strengths)} must rise from negative to positive with 0 in the middle, "
             "e.g. [-1.5, 0, 1.5]"
         )
+
+
+def _value(params: "Params", key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(params, section), name)

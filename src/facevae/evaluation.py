@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from facevae.attributes import Directions, FittedDirections, Method, auc_table, fit_directions, require_known
+from facevae.attributes import Directions, FittedDirections, Method, auc_table, fit_directions
 from facevae.binarization import binarize
 from facevae.checkpoint import Header, require_shape
 from facevae.classifier import Classifier, Judgement, judge, skill_table
+from facevae.consistency import require_known
 from facevae.edits import RANDOM, EditStudy, Strengths, study_edits
 from facevae.errors import UserError
 from facevae.files import require_finite

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facevae import charts, checkpoint, figures, pictures
-from facevae.attributes import Directions, FittedDirections, load_directions, require_known
+from facevae.attributes import Directions, FittedDirections, load_directions
 from facevae.binarization import binarize
 from facevae.checkpoint import Header, require_shape
+from facevae.consistency import require_known
 from facevae.errors import UserError
 from facevae.files import read_csv
 from facevae.inference import encode_all
@@ -125,10 +126,9 @@ def _render_samplers(path: Path, results: Results, seed: int) -> None:
 
 def _render_neighbours(path: Path, results: Results, seed: int) -> None:
     """Samples, and below each the training images that come nearest to it."""
-    train = binarize(results.prepared.images("train"), results.header.binarization, seed)
     prior = results.priors.priors[results.priors.best]
     samples = pictures.sample(results.model, prior, COLUMNS, COLUMNS, seed)
-    tiles = np.concatenate([samples, pictures.nearest(samples[0], train)])
+    tiles = np.concatenate([samples, pictures.nearest(samples[0], results.prepared.images("train"))])
     figures.save_tiles(path, tiles, row_labels=("sample", "nearest training image"))
 
 

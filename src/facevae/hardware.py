@@ -18,13 +18,15 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 def set_up_device(params: TrainParams) -> torch.device:
     """The device of `train.device`; the process is set up for it: number of threads, deterministic algorithms, memory.
 
+    Of several processes that torchrun starts on a machine each takes a GPU of its own.
+
     Raises
     ------
     UserError
-        CUDA is asked for and is not there.
+        CUDA is asked for and is not there, or there are fewer GPUs than processes.
     """
-    has_cuda = torch.cuda.is_available()
-    if params.device == "cuda" and not has_cuda:
+    device = torch.device("cpu") if params.device == "cpu" or not torch.cuda.is_available() else _own_gpu()
+    if params.device == "cuda" and device.type == "cpu":
         raise UserError("train.device: 'cuda', but torch finds no CUDA device: use auto or cpu")
     torch.set_num_threads(params.num_threads)
     _keep_freed_memory()
@@ -34,7 +36,19 @@ def set_up_device(params: TrainParams) -> torch.device:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     torch.backends.cudnn.benchmark = False
-    return torch.device("cuda" if has_cuda and params.device != "cpu" else "cpu")
+    return device
+
+
+def _own_gpu() -> torch.device:
+    """CUDA, once it stands for the GPU with this process's number among those of the machine."""
+    number, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= num_gpus:
+        raise UserError(
+            f"train.launcher: it starts {number + 1} processes or more on a machine with {num_gpus} GPU(s): lower "
+            "--nproc-per-node, or set train.device to cpu"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda")
 
 
 def _keep_freed_memory() -> None:
@@ -49,7 +63,10 @@ def _keep_freed_memory() -> None:
 
 
 def platform(params: TrainParams) -> dict[str, str]:
-    """Versions and processors by which a computation of `train`'s params comes to its very bits."""
+    """Versions and processors by which a computation of `train`'s params comes to its very bits.
+
+    The process is set up for it, as by `set_up_device`.
+    """
     device = set_up_device(params)
     facts = {"torch": torch.__version__, "numpy": np.__version__, "device": device.type}
     if device.type == "cuda":
@@ -57,13 +74,14 @@ def platform(params: TrainParams) -> dict[str, str]:
     return {**facts, "processor": torch.backends.cpu.get_cpu_capability(), **_cpu_flags()}
 
 
-def memory_format(device: torch.device, largest_map: int) -> torch.memory_format:
+def memory_format(device: torch.device, largest_map_bytes: int) -> torch.memory_format:
     """The order of a map's values in memory by which convolutions are trained fastest.
 
     It is channels_last, but on processors with AVX2 alone: there oneDNN takes up to five times as long in it for the
-    gradient of the weights, once the maps are large. `largest_map` is the bytes of one image's largest.
+    gradient of the weights, once the maps are large. `largest_map_bytes` is the size of one image's largest.
     """
-    is_slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2" and largest_map > LARGE_MAP
+    is_avx2 = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    is_slow = is_avx2 and largest_map_bytes > LARGE_MAP
     return torch.contiguous_format if is_slow else torch.channels_last
 
 

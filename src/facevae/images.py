@@ -29,7 +29,7 @@ def read_image(file: Path | IO[bytes]) -> Image.Image:
     Returns
     -------
     PIL.Image.Image
-        In mode "L" for grey images, else "RGB".
+        In mode "L" for grey images without transparency, else "RGB".
 
     Raises
     ------

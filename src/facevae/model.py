@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from facevae.consistency import MAX_GROUPS
 from facevae.params import ModelParams
 
 LOG_VARIANCE_LIMIT = 20.0  # exp of it is still far from overflow in float32; a working posterior never comes near
@@ -182,7 +183,7 @@ def feature_shape(params: ModelParams, image_size: int) -> tuple[int, int, int]:
     return params.channels[-1], size, size
 
 
-def largest_map(params: ModelParams, image_size: int) -> int:
+def largest_map_bytes(params: ModelParams, image_size: int) -> int:
     """Bytes of the largest feature map of one image, in float32."""
     size, largest = image_size, 0
     for channels, stride in zip(params.channels, params.strides, strict=True):
@@ -223,7 +224,7 @@ def _after_convolution(params: ModelParams, channels: int) -> list[nn.Module]:
     if params.normalization == "batch":
         layers.append(nn.BatchNorm2d(channels))
     if params.normalization == "group":
-        layers.append(nn.GroupNorm(math.gcd(channels, 8), channels))
+        layers.append(nn.GroupNorm(math.gcd(channels, MAX_GROUPS), channels))
     layers.append(nn.LeakyReLU(params.negative_slope))
     if params.dropout > 0:
         layers.append(nn.Dropout(params.dropout))

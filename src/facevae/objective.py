@@ -1,4 +1,4 @@
-"""The terms of the objective, each an exact formula in nats an image.
+"""The terms of the objective in nats an image, each an exact formula or a bound that is said to be one.
 
 The negative evidence lower bound is reconstruction + KL (Kingma and Welling 2014, arXiv 1312.6114, equation 3).
 """
@@ -26,7 +26,7 @@ def gaussian_nats(reconstruction: Tensor, images: Tensor, log_sigma: Tensor) -> 
 
     `log_sigma` is a scalar, shared by all pixels.
     """
-    num_values = images[0].numel()
+    num_values = math.prod(images.shape[1:])
     error = squared_error(reconstruction, images)
     return 0.5 * error * torch.exp(-2 * log_sigma) + num_values * (log_sigma + 0.5 * math.log(2 * math.pi))
 
@@ -62,7 +62,7 @@ def discrete_nats(likelihood: Likelihood, reconstruction: Tensor, images: Tensor
     """
     if likelihood == "bernoulli":
         return bernoulli_nats(reconstruction, images)
-    num_values = images[0].numel()
+    num_values = math.prod(images.shape[1:])
     spread = 0.5 * num_values * LEVEL_WIDTH**2 / 12 * torch.exp(-2 * log_sigma)
     return gaussian_nats(reconstruction, images, log_sigma) + spread - num_values * math.log(LEVEL_WIDTH)
 

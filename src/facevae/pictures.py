@@ -100,7 +100,7 @@ def manifold(model: VAE, centre: Tensor, axes: Tensor, scale: Tensor, num_steps:
 def edit_image(model: VAE, image: NDArray[np.uint8], directions: Directions, steps: Mapping[str, float]) -> Tiles:
     """An image (height, width, channels), its reconstruction, and that moved along several directions, in one row.
 
-    `steps` gives for each attribute how far: 1 is the step from the average without it to the average with it.
+    `steps` gives for each attribute how far, in multiples of its direction.
     """
     latent = encode_all(model, image[None]).mean[0]
     moved = latent

@@ -6,11 +6,13 @@ training ever finds it. A file that is not whole is removed with a warning, and 
 
 import logging
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from facevae.errors import UserError
@@ -19,7 +21,9 @@ from facevae.tensor_file import read_tensors, write_tensors
 from facevae.training import Progress
 
 FOLDER = Path(".facevae/resume")
-MAX_FILES = 4  # of trainings that never ended; the oldest go first
+MAX_FILES = 4  # of trainings that never ended; more are kept while they may be at work
+SECONDS_TO_REST = 7 * 24 * 3600.0  # without an epoch, after which a training is taken to have been given up
+LOCK_SECONDS = 60
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ class ResumeFile:
 
     def __init__(self, fingerprint: str) -> None:
         self.path = Path(os.environ.get("DVC_ROOT", "")) / FOLDER / fingerprint
+        self._lock = FileLock(self.path.parent.with_suffix(".lock"), timeout=LOCK_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -65,11 +70,16 @@ class ResumeFile:
         return Progress(header.rows, tensors)
 
     def save(self, progress: Progress) -> None:
-        """Keep this in place of what was saved before; a disk that is full costs a warning, not the training."""
+        """Keep this in place of what was saved before; a disk that is full costs a warning, not the training.
+
+        One process at a time: queued experiments that differ in later stages alone have the same training.
+        """
         try:
-            write_tensors(self.path, progress.tensors, Header(rows=progress.rows))
-            with suppress(FileNotFoundError):  # another training may have removed its own
-                self._remove_oldest()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock:
+                write_tensors(self.path, progress.tensors, Header(rows=progress.rows))
+                with suppress(FileNotFoundError):  # another training may have removed its own
+                    self._remove_abandoned()
         except OSError as error:
             message = "%s cannot be written (%s): were training stopped now, more would be lost"
             logger.warning(message, self.path, error.strerror)
@@ -82,7 +92,8 @@ class ResumeFile:
             except OSError as error:
                 logger.warning("%s cannot be removed (%s): it is of no use any more", path, error.strerror)
 
-    def _remove_oldest(self) -> None:
-        files = sorted(self.path.parent.iterdir(), key=lambda path: path.stat().st_mtime)
-        for path in files[:-MAX_FILES]:
-            path.unlink(missing_ok=True)
+    def _remove_abandoned(self) -> None:
+        written = {path: path.stat().st_mtime for path in self.path.parent.iterdir()}
+        for path in sorted(written, key=written.__getitem__)[:-MAX_FILES]:
+            if time.time() - written[path] > SECONDS_TO_REST:
+                path.unlink(missing_ok=True)

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from facevae.batches import ImageReader, batches_of, num_batches, parts_of
+from facevae.batches import ImageReader, index_batches, num_batches, parts_of
 from facevae.binarization import binarize
 from facevae.errors import UserError
 from facevae.files import round_number
 from facevae.hardware import memory_format, set_up_device
-from facevae.model import VAE, largest_map
+from facevae.model import VAE, largest_map_bytes
 from facevae.optimization import Optimization, with_prefix
 from facevae.params import TrainParams
 from facevae.workers import ALONE, Workers
@@ -98,7 +98,7 @@ def train(
         Too many steps exploded, or the validation loss is not finite: the message says what to change.
     """
     device = set_up_device(params)
-    model.lay_out(memory_format(device, largest_map(model.params, model.image_size)))
+    model.lay_out(memory_format(device, largest_map_bytes(model.params, model.image_size)))
     loop = _Loop(model.to(device), params, len(train_images), device, seed, workers)
     start = workers.from_leader(start)
     rows, best_weights = [], model.state_dict()
@@ -151,7 +151,7 @@ class _Loop:
         optimization = self.optimization
         optimization.model.train()
         order, generator = self._randomness_of(epoch)
-        batches = list(batches_of(order.permutation(len(reader)), self.params.batch_size))
+        batches = list(index_batches(order.permutation(len(reader)), self.params.batch_size))
         read = reader.read(batch[part] for batch in batches for part in self._parts(len(batch)))
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # reconstruction, KL
         num_taken = torch.zeros((), dtype=torch.float64, device=self.device)  # images of steps that were not skipped
@@ -182,7 +182,7 @@ class _Loop:
         """Means over all images, in evaluation mode, with the same noise every time."""
         objective = self.optimization.validation_objective.eval()
         generator = torch.Generator(self.device).manual_seed(self.seed)
-        batches = list(batches_of(np.arange(len(reader)), self.params.batch_size))
+        batches = list(index_batches(np.arange(len(reader)), self.params.batch_size))
         read = reader.read(batch[part] for batch in batches for part in self._parts(len(batch)))
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in batches:

@@ -85,8 +85,6 @@ def joined_workers(params: TrainParams, fingerprint: str) -> Iterator[Workers]:
         yield ALONE
         return
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if set_up_device(params).type == "cuda" else "gloo")
     workers = Workers(distributed.get_rank(), distributed.get_world_size())
     _refuse_others(fingerprint, workers)
@@ -137,7 +135,9 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         return shared
 
     def _note(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics, as `nn.BatchNorm2d` does."""
+        """Move the running statistics and count the batch, as `nn.BatchNorm2d` does."""
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
             assert running is not None
             running.lerp_(value, self.momentum or 0.0)

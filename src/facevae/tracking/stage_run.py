@@ -125,22 +125,21 @@ class StageRun:
         record.set_status(status)
 
     def _stages_up_to_date(self) -> list[str]:
-        """This stage and those before it; those after it where what they made holds for this state too.
+        """This stage and those that it depends on; any other where what it made holds for this state too.
 
         Empty where DVC was told to run this stage on what an earlier one had made of another state.
         """
-        names = list(self._state.stages)
-        position = names.index(self._stage)
+        names, upstream = list(self._state.stages), self._state.upstream(self._stage)
         up_to_date = {name for name in names if not any(self._state.differences(name))}
-        if "DVC_STAGE" in os.environ and (stale := set(names[:position]) - up_to_date):
+        if "DVC_STAGE" in os.environ and (stale := upstream - up_to_date):
             message = "no results of stage %s are logged, since %s has to be run before it: `dvc repro`"
             logger.warning(message, self._stage, ", ".join(sorted(stale)))
             return []
-        held = names[: position + 1]
-        for name in names[position + 1 :]:
-            if name in up_to_date and self._state.needs(name) <= set(held):
-                held.append(name)
-        return held
+        held = {*upstream, self._stage}
+        for name in names:
+            if name in up_to_date and self._state.needs(name) <= held:
+                held.add(name)
+        return [name for name in names if name in held]
 
 
 def _has_training(run: "Run") -> bool:

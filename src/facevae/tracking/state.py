@@ -167,6 +167,11 @@ class State:
         read = set(self.stages[stage_name].dependencies)
         return {name for name, stage in self.stages.items() if read.intersection(stage.outputs)}
 
+    def upstream(self, stage_name: str) -> set[str]:
+        """The stages on whose outputs a stage depends, through however many others."""
+        read = self.needs(stage_name)
+        return read.union(*(self.upstream(name) for name in read))
+
     @cached_property
     def _produced(self) -> set[str]:
         return {path for stage in self.stages.values() for path in stage.outputs}

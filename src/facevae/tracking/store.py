@@ -163,13 +163,22 @@ def find_or_create_run(
 
 def process_name() -> str:
     """This process, as no other on this machine was or will be called."""
-    return f"{_machine()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+    return f"{_machine()}:{os.getpid()}:{_start_of(os.getpid())}"
 
 
 def _machine() -> str:
     """The host, and where the system has them the namespace of process numbers, which containers do not share."""
     namespace = Path("/proc/self/ns/pid")
     return f"{socket.gethostname()}/{namespace.stat().st_ino}" if namespace.exists() else socket.gethostname()
+
+
+def _start_of(process_id: int) -> str:
+    """When a process has started: by what Linux counts since its boot, since the clock may be set meanwhile."""
+    boot, status = Path("/proc/sys/kernel/random/boot_id"), Path(f"/proc/{process_id}/stat")
+    if not boot.exists():
+        return f"{psutil.Process(process_id).create_time():.2f}"
+    ticks = status.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    return f"{boot.read_text(encoding='ascii').strip()}-{ticks}"
 
 
 def is_running_elsewhere(run: "Run") -> bool:
@@ -198,13 +207,13 @@ def close_dead_runs(client: "MlflowClient") -> list[str]:
 
 
 def _is_dead(process: str) -> bool:
-    match = re.fullmatch(r"(.+):(\d+):([\d.]+)", process)
+    match = re.fullmatch(r"(.+):(\d+):([\w.-]+)", process)
     if match is None or match[1] != _machine():
         return False
     try:
         found = psutil.Process(int(match[2]))
-        return found.status() == psutil.STATUS_ZOMBIE or f"{found.create_time():.2f}" != match[3]
-    except psutil.NoSuchProcess:
+        return found.status() == psutil.STATUS_ZOMBIE or _start_of(found.pid) != match[3]
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return True
 
 

@@ -1,6 +1,7 @@
 """What several test modules build on: a small complete set of params, small images, and the real data where it lies."""
 
 import os
+import runpy
 import shutil
 import signal
 import socket
@@ -9,8 +10,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.request import urlopen
 
@@ -23,6 +25,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
+from facevae import flow, tracking
 from facevae.errors import UserError
 from facevae.params import Params, parse_params
 from facevae.preparation import prepare
@@ -31,6 +34,9 @@ from facevae.sources import open_source
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
+for variable in [name for name in os.environ if name.startswith("GIT_") and name != "GIT_SSL_CAINFO"]:
+    del os.environ[variable]  # of a hook, in which the tests would work on the repository around them
+os.environ["GIT_CONFIG_GLOBAL"] = os.devnull
 torch.set_num_threads(1)
 
 SMALL: dict[str, Any] = {
@@ -175,13 +181,17 @@ def commit_all(folder: Path, message: str) -> None:
     subprocess.run(["git", "commit", "--quiet", "--message", message], cwd=folder, check=True)
 
 
+def clean_environment() -> dict[str, str]:
+    """What a user's shell has, whatever surrounds the tests; programs are those of the tests' own environment."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "PYTHON"))}
+    return own | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]])}
+
+
 def dvc(folder: Path, *arguments: str) -> str:
     """What DVC prints; the tests' own interpreter runs the stages."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "PYTHON"))}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     with tempfile.TemporaryFile() as said:  # not a pipe: the workers of DVC's queue would hold it open
         result = subprocess.run(
-            ["dvc", *arguments], cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT, check=False
+            ["dvc", *arguments], cwd=folder, env=clean_environment(), stdout=said, stderr=subprocess.STDOUT, check=False
         )
         said.seek(0)
         output = said.read().decode()
@@ -190,13 +200,29 @@ def dvc(folder: Path, *arguments: str) -> str:
     return output
 
 
+def run_stage(name: str) -> None:
+    """Run a stage's script in the working directory, in this process and without DVC."""
+    runpy.run_path(f"stages/{name}.py", run_name="__main__")
+
+
+def failure_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line in which a stage ends."""
+    with pytest.raises(SystemExit) as ended:
+        run_stage(name)
+    lines = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1, lines
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
 @contextmanager
 def mlflow_server(folder: Path, port: int | None = None) -> Iterator[str]:
     """The address of an MLflow server on the store in a folder; it is killed at the end."""
     port = port or free_port()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "PYTHON"))}
-    environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven more processes, none of them for our pages
+    environment = clean_environment() | {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes, none of them for our pages
+    }
     options = [
         "--backend-store-uri",
         "sqlite:///mlflow.db",
@@ -253,6 +279,40 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(project: Path, tmp_path: Path) -> Path:
     """A copy of that clone, for tests that change something."""
     return shutil.copytree(project, tmp_path / "copy")
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Stages run there without MLflow, which takes seconds to import; test_tracking.py has its faults."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(tracking, "open_run", lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None)))
+        patch.setattr(flow, "NUM_STEPS", 1)
+        patch.delenv("DVC_ROOT", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all stages but the figures have been run on a tiny set."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    tree = small_tree(data__num_images=20, data__image_size=16, evaluate__num_bootstraps=2)
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    for name in ("src", "stages"):
+        (folder / name).symlink_to(ROOT / name)
+    with working_in(folder):
+        for name in ("prepare", "classifier", "train", "evaluate"):
+            run_stage(name)
+    return folder
+
+
+@pytest.fixture
+def work_tree(evaluated: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it, which is the working directory."""
+    folder = shutil.copytree(evaluated, tmp_path / "work", symlinks=True)
+    with working_in(folder):
+        yield folder
 
 
 @pytest.fixture(scope="session")

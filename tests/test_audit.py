@@ -29,7 +29,9 @@ def test_only_what_was_looked_up_is_safe(
     dependencies: list[dict[str, object]] | None, status: int, status_where_possible: int, told: str, tmp_path: Path
 ) -> None:
     answer = "" if dependencies is None else json.dumps({"dependencies": dependencies})
-    (tmp_path / "uvx").write_text(f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\necho no network >&2\nexit 1\n")
+    asked = tmp_path / "asked"
+    script = f"#!/bin/sh\necho \"$@\" > {asked}\ncat <<'END'\n{answer}\nEND\necho no network >&2\nexit 1\n"
+    (tmp_path / "uvx").write_text(script)
     (tmp_path / "uvx").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     for options, expected in ([], status), (["--where-possible"], status_where_possible):
@@ -39,3 +41,6 @@ def test_only_what_was_looked_up_is_safe(
         )  # fmt: skip
         assert result.returncode == expected
         assert told in result.stdout
+        for lock in ("requirements.lock", "benchmarks/requirements.lock"):
+            assert f"--requirement {lock}" in asked.read_text()
+        assert "--require-hashes" in asked.read_text()

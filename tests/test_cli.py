@@ -1,10 +1,12 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import disc_images, small_params
+import yaml
+from conftest import disc_images, small_params, small_tree
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -76,10 +78,34 @@ def test_each_command_writes_its_picture(arguments: list[str], output: str) -> N
 
 @pytest.mark.usefixtures("folder")
 def test_an_edit_moves_the_picture_and_more_strength_moves_it_further() -> None:
+    pictures = []
     for strength in ("0", "1", "4"):
         call("edit", "a.png", "--add", "Smiling", "--strength", strength, "-o", f"{strength}.png")
-    contents = {Path(f"{strength}.png").read_bytes() for strength in ("0", "1", "4")}
-    assert len(contents) == 3
+        with Image.open(f"{strength}.png") as picture:
+            pictures.append(np.array(picture, dtype=float))
+    unmoved, once, further = pictures
+    assert 0 < np.abs(once - unmoved).mean() < np.abs(further - unmoved).mean()
+
+
+def test_a_summary_is_of_the_model_of_the_params(tmp_path: Path) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_text(yaml.safe_dump(small_tree(model__latent_dim=5), sort_keys=False))
+    num_weights = sum(weight.numel() for weight in VAE(small_params(model__latent_dim=5).model, 8, 3).parameters())
+    assert f"{num_weights:,}" in call("summary", "--params", str(path))
+
+
+def test_the_commands_of_the_project_pass_on_what_they_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.yaml").touch()
+    monkeypatch.setattr("facevae.tracking.sync.sync", lambda folder, revisions, report: report(f"{folder} {revisions}"))
+    monkeypatch.setattr("facevae.tracking.where.where", lambda folder, run: f"{folder} {run}")
+    monkeypatch.setattr("facevae.mending.mend", lambda folder: [f"{folder} mended"])
+    assert call("sync") == ". []\n"
+    assert call("sync", "--rev", "a", "--rev", "b") == ". ['a', 'b']\n"
+    assert call("where", "beta-1") == ". beta-1\n"
+    assert call("mend") == ". mended\n"
 
 
 @pytest.mark.usefixtures("folder")
@@ -120,10 +146,10 @@ BAD = [  # arguments, what the error says
     ("reconstruct a.png --crop 21", "a.png cannot be used: it is 20 x 20 pixels, smaller than"),
     ("interpolate a.png empty.png", "empty.png cannot be used: it is empty or not an image"),
     ("sample --priors no.safetensors", "no.safetensors is missing"),
-    ("sample --priors models", "models"),
+    ("sample --priors models", "models is missing: "),
     ("sample --model no.safetensors", "no.safetensors is missing"),
     ("sample --model a.png", "a.png is damaged, or not a file of facevae"),
-    ("sample --model models", "models"),
+    ("sample --model models", "models is missing: train it"),
     ("sample -o samples.jpg", "--output: samples.jpg does not end in .png"),
     ("sample -o a.png/samples.png", "--output: a.png/samples.png cannot be written"),
     ("sample -o models", "--output: models does not end in .png"),

@@ -2,6 +2,7 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from facevae import objective
 from facevae.attributes import area_under_curve
 from facevae.checkpoint import Header
 from facevae.classifier import Classifier, train_classifier
-from facevae.edits import CHANGE_COLUMNS, COLUMNS, EditStudy
+from facevae.edits import CHANGE_COLUMNS, COLUMNS, RANDOM, EditStudy
 from facevae.errors import UserError
 from facevae.evaluation import Evaluation, evaluate
 from facevae.inference import decode_all, encode_all
@@ -112,6 +113,32 @@ def test_nothing_is_fitted_to_the_images_that_it_is_measured_on(
     assert second.priors.heldout_nats == first.priors.heldout_nats
     for method, directions in first.directions.by_method.items():
         assert torch.equal(second.directions.by_method[method]["Odd"], directions["Odd"])
+
+
+def test_method_and_strength_are_chosen_on_the_validation_images(
+    prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = [name for name in COLUMNS if name not in ("attribute", "method", "strength")]
+    validation = prepared.images("validation")
+
+    def study(*arguments: Any, **_: object) -> EditStudy:
+        """One in which on validation images `joint` at 2 is the best, and on the test images `balanced` at 1."""
+        best = ("joint", 2.0) if np.array_equal(arguments[2], validation) else ("balanced", 1.0)
+        rows = [
+            {"attribute": "Odd", "method": method, "strength": strength}
+            | dict.fromkeys(numbers, len(method) + strength + 100 * ((method, strength) == best))
+            for method in ("joint", "balanced", RANDOM)
+            for strength in (1.0, 2.0)
+        ]
+        keys = pd.DataFrame(rows)[["attribute", "method", "strength"]]
+        return EditStudy(pd.DataFrame(rows), keys.assign(judged="Odd", change=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+
+    monkeypatch.setattr(evaluation_module, "study_edits", study)
+    evaluation = measured(prepared)
+    assert evaluation.directions.best == "joint"
+    assert evaluation.metrics["edit_success"] == len("joint") + 2
+    assert evaluation.metrics["edit_success_random"] == len(RANDOM) + 2
+    assert evaluation.tables["leakage.csv"]["Odd"].tolist() == [2.0]
 
 
 def test_samples_are_measured_against_the_images_and_not_the_other_way_round(prepared: PreparedSet) -> None:

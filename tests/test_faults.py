@@ -7,82 +7,31 @@ was there before is as it was.
 import errno
 import os
 import resource
-import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import ROOT, disc_images, small_params, small_tree
+from conftest import disc_images, failure_of, run_stage, small_params
 
-from facevae import checkpoint, flow, tracking
+from facevae import checkpoint
 from facevae.classifier import train_classifier
 from facevae.errors import UserError, reported_errors
 from facevae.files import parse_csv, replace_folder, write_bytes, write_json
 from facevae.layout import HISTORY, LEAKAGE, MODEL
 from facevae.tensor_file import read_tensors, write_tensors
 
-STAGES = ("prepare", "classifier", "train", "evaluate", "figures")
 ENOUGH = 600  # bytes: for tables and for nothing else
-
-
-@contextmanager
-def working_in(folder: Path) -> Iterator[None]:
-    """Stages run there without MLflow, which takes seconds to import; test_tracking.py has its faults."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(tracking, "open_run", lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None)))
-        patch.setattr(flow, "NUM_STEPS", 1)
-        patch.delenv("DVC_ROOT", raising=False)
-        yield
-
-
-def run_stage(name: str) -> None:
-    runpy.run_path(f"stages/{name}.py", run_name="__main__")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all stages but the figures have been run on a tiny set, without DVC."""
-    folder = tmp_path_factory.mktemp("made")
-    tree = small_tree(data__num_images=20, data__image_size=16, evaluate__num_bootstraps=2)
-    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    shutil.copy(ROOT / "dvc.yaml", folder)
-    for name in ("src", "stages"):
-        (folder / name).symlink_to(ROOT / name)
-    with working_in(folder):
-        for name in STAGES[:-1]:
-            run_stage(name)
-    return folder
-
-
-@pytest.fixture
-def project(made: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of it, which is the working directory."""
-    folder = shutil.copytree(made, tmp_path / "project", symlinks=True)
-    with working_in(folder):
-        yield folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and "src" not in path.parts}
-
-
-def failure_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line in which a stage ends."""
-    with pytest.raises(SystemExit) as ended:
-        run_stage(name)
-    lines = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 1, lines
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 @contextmanager
@@ -108,25 +57,25 @@ def full_disk(num_bytes: int) -> Iterator[None]:
     ],
 )
 def test_a_full_disk_is_told_by_the_file(
-    project: Path, stage: str, num_bytes: int, path: str, capsys: pytest.CaptureFixture[str]
+    work_tree: Path, stage: str, num_bytes: int, path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = contents(project)
+    before = contents(work_tree)
     with full_disk(num_bytes):
         line = failure_of(stage, capsys)
     assert line == f"error: {path}: File too large: free space there, or raise the quota or limit, and run this again"
-    assert contents(project) == before
+    assert contents(work_tree) == before
 
 
 def test_a_training_whose_results_find_no_space_goes_on_where_it_was(
-    project: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    work_tree: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = contents(project)
+    before = contents(work_tree)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "write_tensors", refuse(errno.ENOSPC))
         assert "models/vae.safetensors: No space left on device: free space there" in failure_of("train", capsys)
     run_stage("train")
     assert "training goes on after epoch 2" in caplog.text
-    assert contents(project) == before
+    assert contents(work_tree) == before
 
 
 def refuse(number: int) -> Callable[..., None]:
@@ -147,9 +96,9 @@ def refuse(number: int) -> Callable[..., None]:
     ],
 )
 def test_what_the_system_refuses_is_told_with_the_way_out(
-    project: Path, number: int, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    work_tree: Path, number: int, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = contents(project)
+    before = contents(work_tree)
     system = os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -161,7 +110,7 @@ def test_what_the_system_refuses_is_told_with_the_way_out(
     line = failure_of("train", capsys)
     assert line.startswith(f"error: models/vae.safetensors: {os.strerror(number)}")
     assert advice in line
-    left = contents(project)
+    left = contents(work_tree)
     assert [path for path in left if path not in before and ".facevae" not in path] == []
     assert {path: left[path] for path in before} == before
 
@@ -171,13 +120,13 @@ def test_what_the_system_refuses_is_told_with_the_way_out(
     [("prepare", "data", "data"), ("classifier", "models", "models"), ("train", "plots", "plots")],
 )
 def test_a_file_in_the_place_of_a_folder_is_told(
-    project: Path, stage: str, obstacle: str, named: str, capsys: pytest.CaptureFixture[str]
+    work_tree: Path, stage: str, obstacle: str, named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moved = project / obstacle
-    (project / "data/prepared").rename(project / "prepared")
+    moved = work_tree / obstacle
+    (work_tree / "data/prepared").rename(work_tree / "prepared")
     shutil.rmtree(moved)
     if obstacle != "data":
-        (project / "prepared").rename(project / "data/prepared")
+        (work_tree / "prepared").rename(work_tree / "data/prepared")
     moved.write_text("in the way")
     assert failure_of(stage, capsys).startswith(f"error: {named}")
     assert moved.read_text() == "in the way"
@@ -214,16 +163,16 @@ def foreign(_content: bytes) -> bytes:
     ],
 )
 def test_what_a_stage_reads_and_finds_damaged_is_told(
-    project: Path, stage: str, path: str, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+    work_tree: Path, stage: str, path: str, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (project / path).write_bytes(damage((project / path).read_bytes()))
-    before = contents(project)
+    (work_tree / path).write_bytes(damage((work_tree / path).read_bytes()))
+    before = contents(work_tree)
     with pytest.raises(SystemExit):
         run_stage(stage)
     message = capsys.readouterr().err
     assert message.startswith((f"error: {path}", "error: data/prepared is damaged"))
     assert "Traceback" not in message
-    assert contents(project) == before
+    assert contents(work_tree) == before
 
 
 def other_column(content: bytes) -> bytes:
@@ -244,17 +193,17 @@ def no_text(_content: bytes) -> bytes:
     ("name", "stage"), [("history", "train"), ("latent", "evaluate"), ("edits", "evaluate"), ("leakage", "evaluate")]
 )
 def test_a_damaged_table_is_told_with_the_stage_that_makes_it(
-    project: Path, name: str, stage: str, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+    work_tree: Path, name: str, stage: str, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = project / f"plots/{name}.csv"
+    path = work_tree / f"plots/{name}.csv"
     path.write_bytes(damage(path.read_bytes()))
     line = failure_of("figures", capsys)
     assert line.startswith(f"error: plots/{name}.csv is ")
     assert line.endswith(f"run `dvc repro --force {stage}`")
 
 
-def test_a_missing_table_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (project / HISTORY).unlink()
+def test_a_missing_table_is_told(work_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work_tree / HISTORY).unlink()
     assert failure_of("figures", capsys) == "error: plots/history.csv is missing: run `dvc repro train`"
 
 
@@ -270,11 +219,11 @@ def test_names_of_attributes_are_text_whatever_they_look_like() -> None:
     assert table["attribute"].to_list() == ["1", "NA"]
 
 
-def change_model(project: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def change_model(work_tree: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     """Change the weights of the trained model, in a file that is whole."""
-    tensors, header = read_tensors(project / MODEL, checkpoint.Header, remedy="")
+    tensors, header = read_tensors(work_tree / MODEL, checkpoint.Header, remedy="")
     change(tensors)
-    write_tensors(project / MODEL, tensors, header)
+    write_tensors(work_tree / MODEL, tensors, header)
 
 
 def break_a_weight(tensors: dict[str, torch.Tensor]) -> None:
@@ -294,35 +243,35 @@ def explode(tensors: dict[str, torch.Tensor]) -> None:
     ],
 )
 def test_a_model_that_exploded_is_not_evaluated(
-    project: Path,
+    work_tree: Path,
     change: Callable[[dict[str, torch.Tensor]], None],
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    change_model(project, change)
-    before = contents(project)
+    change_model(work_tree, change)
+    before = contents(work_tree)
     line = failure_of("evaluate", capsys)
     assert line.startswith(f"error: {message}")
     assert "a lower train.learning_rate" in line
-    assert contents(project) == before
+    assert contents(work_tree) == before
 
 
 @pytest.mark.parametrize("key", ["evaluate.attributes", "figures.attributes", "figures.latent_map_attributes"])
 def test_an_attribute_that_the_images_lack_is_told_before_they_are_prepared(
-    project: Path, key: str, capsys: pytest.CaptureFixture[str]
+    work_tree: Path, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tree = yaml.safe_load((project / "params.yaml").read_text())
+    tree = yaml.safe_load((work_tree / "params.yaml").read_text())
     section, name = key.split(".")
     tree[section][name] = ["Wings"]
-    (project / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    before = contents(project)
+    (work_tree / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    before = contents(work_tree)
     assert failure_of("prepare", capsys).startswith(f"error: {key}: 'Wings' is no attribute of this set; there are ")
-    assert contents(project) == before
+    assert contents(work_tree) == before
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "figures"])
-def test_a_model_of_other_images_is_refused(project: Path, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    path = project / "params.yaml"
+def test_a_model_of_other_images_is_refused(work_tree: Path, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = work_tree / "params.yaml"
     path.write_text(path.read_text().replace("image_size: 16", "image_size: 8"))
     run_stage("prepare")
     run_stage("classifier")
@@ -348,8 +297,8 @@ def test_a_metric_that_is_no_number_is_not_written(tmp_path: Path, value: float)
     assert path.read_bytes() == before
 
 
-def test_memory_that_is_too_small_for_the_batch_is_told_with_what_to_lower(project: Path) -> None:
-    path = project / "params.yaml"
+def test_memory_that_is_too_small_for_the_batch_is_told_with_what_to_lower(work_tree: Path) -> None:
+    path = work_tree / "params.yaml"
     path.write_text(path.read_text().replace("- 8\n  - 16", "- 4000\n  - 4000"))
     script = """
 import resource, runpy
@@ -362,15 +311,15 @@ num_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesi
 resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
 runpy.run_path("stages/train.py", run_name="__main__")
 """
-    before = contents(project)
+    before = contents(work_tree)
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": "src"}
     command = [sys.executable, "-c", script]
-    result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=work_tree, env=environment, capture_output=True, text=True, check=False)
     (line,) = result.stderr.splitlines()
     assert result.returncode == 1
     assert line.startswith("error: memory ran out (")
     assert line.endswith("lower train.micro_batch_size, train.batch_size, model.channels or data.image_size")
-    assert contents(project) == before
+    assert contents(work_tree) == before
 
 
 def status_and_output(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, list[str]]:

@@ -214,7 +214,9 @@ def stored(reader: Reader) -> tuple[dict[str, Tensor], str]:
 @few
 @given(st.data())
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_forged_header_is_refused_or_true(readers: dict[str, Reader], kind: str, data: st.DataObject) -> None:
+def test_a_forged_header_is_refused_or_read_without_harm(
+    readers: dict[str, Reader], kind: str, data: st.DataObject
+) -> None:
     """A number in the header is any other, as large as one likes, or a piece of the text is something else."""
     reader = readers[kind]
     tensors, text = stored(reader)

@@ -1,22 +1,27 @@
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import small_params
+from numpy.typing import NDArray
 from PIL import Image
 
+from facevae import charts, figures, pictures
 from facevae.attributes import FittedDirections
 from facevae.checkpoint import Header
 from facevae.errors import UserError
-from facevae.gallery import FIGURES, Results, render_all
-from facevae.inference import encode_all
+from facevae.gallery import COLUMNS, FIGURES, Results, render_all
+from facevae.inference import decode_all, encode_all
 from facevae.latent_health import latent_table
 from facevae.model import VAE
 from facevae.params import Params
 from facevae.preparation import prepare
-from facevae.prepared import PreparedSet
+from facevae.prepared import PreparedSet, SplitName
 from facevae.priors import fit_priors
 from facevae.sources.folder import open_folder
 
@@ -40,7 +45,8 @@ def prepared(write_images: Callable[..., Path], tmp_path: Path) -> PreparedSet:
     return PreparedSet(tmp_path / "prepared")
 
 
-def render(folder: Path, prepared: PreparedSet, params: Params) -> list[Path]:
+def results_of(prepared: PreparedSet, params: Params) -> Results:
+    """Those of a model that was not trained."""
     torch.manual_seed(0)
     model = VAE(params.model, 8, 3).eval()
     header = Header(
@@ -55,8 +61,11 @@ def render(folder: Path, prepared: PreparedSet, params: Params) -> list[Path]:
     directions = FittedDirections({"joint": {"Odd": torch.ones(params.model.latent_dim)}}, "joint")
     posteriors = encode_all(model, prepared.images("train"))
     priors = fit_priors(posteriors, posteriors, seed=0)
-    results = Results(model, header, priors, directions, prepared, HISTORY, latent_table(posteriors), EDITS, LEAKAGE)
-    render_all(folder, results, params.figures, seed=0)
+    return Results(model, header, priors, directions, prepared, HISTORY, latent_table(posteriors), EDITS, LEAKAGE)
+
+
+def render(folder: Path, prepared: PreparedSet, params: Params) -> list[Path]:
+    render_all(folder, results_of(prepared, params), params.figures, seed=0)
     return [folder / f"{name}.png" for name in FIGURES]
 
 
@@ -74,6 +83,57 @@ def test_every_figure_is_rendered_the_same_twice(
             assert min(picture.size) > 60
     for path in render(tmp_path / "second", prepared, params):
         assert path.read_bytes() == (tmp_path / "first" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_the_figures_show_what_they_say(
+    prepared: PreparedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: SplitName
+) -> None:
+    shown: dict[str, NDArray[np.uint8]] = {}
+    labels: dict[str, Sequence[str]] = {}
+    coloured_by: list[Any] = []
+
+    def record(path: Path, tiles: NDArray[np.uint8], *, row_labels: Sequence[str] = (), **_: object) -> None:
+        shown[path.stem], labels[path.stem] = tiles, row_labels
+
+    monkeypatch.setattr(figures, "save_tiles", record)
+    monkeypatch.setattr(charts, "save_latent_map", lambda *arguments: coloured_by.append(arguments[3]))
+    params = small_params(
+        figures__split=split,
+        figures__attributes=["Odd"],
+        figures__strengths=[-1.0, 0.0, 1.0],
+        figures__latent_map_attributes=["Odd"],
+        figures__num_reconstructions=4,
+    )
+    results = results_of(prepared, params)
+    render_all(tmp_path, results, params.figures, seed=0)
+    images, model = prepared.images(split), results.model
+    mean = encode_all(model, np.array(images)).mean
+    assert np.array_equal(shown["reconstructions"][0], images)
+    assert np.array_equal(shown["reconstructions"][1], decode_all(model, mean))
+    assert np.array_equal(shown["interpolation"][0, [0, -1]], images[:2])
+    one_more = decode_all(model, mean[:1] + results.directions.by_method["joint"]["Odd"])
+    assert np.array_equal(shown["arithmetic"][0, [0, -1]], np.concatenate([images[:1], one_more]))
+    for name, prior in results.priors.priors.items():
+        row = pictures.sample(model, prior, COLUMNS, COLUMNS, 0)[0]
+        assert np.array_equal(shown["samplers"][list(labels["samplers"]).index(name)], row)
+    best = pictures.sample(model, results.priors.priors[results.priors.best], COLUMNS, COLUMNS, 0)
+    assert np.array_equal(shown["neighbours"], [*best, *pictures.nearest(best[0], prepared.images("train"))])
+    own = pictures.sample(model, results.priors.priors[results.priors.best], params.figures.num_samples, COLUMNS, 0)
+    assert np.array_equal(shown["samples"], own)
+    assert list(coloured_by[0]) == [0 if odd else -1 for odd in prepared.attributes(split)["Odd"]]
+
+
+def test_where_no_edit_was_judged_the_figures_say_so(
+    prepared: PreparedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: dict[str, str] = {}
+    monkeypatch.setattr(figures, "save_note", lambda path, text: notes.update({path.stem: text}))
+    params = small_params(figures__attributes=["Odd"], figures__latent_map_attributes=[])
+    results = dataclasses.replace(results_of(prepared, params), edits=EDITS[:0], leakage=LEAKAGE[:0])
+    render_all(tmp_path, results, params.figures, seed=0)
+    assert notes.keys() == {"strengths", "leakage"}
+    assert all("no reconstruction shows any of evaluate.attributes" in text for text in notes.values())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, dvc, init_repository
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
 from facevae.mending import DAMAGED, LOCK, RUNNING, mend
 
@@ -68,5 +70,7 @@ def test_dvc_starts_again_wherever_its_lock_was_cut(copy: Path) -> None:
     assert "up to date" in dvc(copy, "status")
     for length in range(0, len(whole), 101):
         (copy / LOCK).write_bytes(whole[:length])
-        list(mend(copy))
+        expected = whole if list(mend(copy)) else whole[:length]
+        assert (copy / LOCK).read_bytes() == expected
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load((copy / LOCK).read_bytes()))  # as DVC does
         assert not list(mend(copy))

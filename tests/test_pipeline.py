@@ -33,9 +33,14 @@ def module_files(name: str) -> set[Path]:
 def imported_files(path: Path) -> set[Path]:
     files: set[Path] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "facevae":
-            for name in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
-                files |= module_files(name)
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path} has a relative import, which is not looked into"
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            files |= module_files(name) if name.split(".")[0] == "facevae" else set()
     return files
 
 
@@ -126,6 +131,12 @@ def test_two_processes_come_to_the_results_of_one(copy: Path) -> None:
 
 def test_a_second_repro_has_nothing_to_do(project: Path) -> None:
     assert "Data and pipelines are up to date." in dvc(project, "repro")
+
+
+def test_what_dvc_holds_is_its_cache_s_own_and_read_only(project: Path) -> None:
+    for path in (project / "models").glob("*.safetensors"):
+        assert path.stat().st_nlink > 1, path
+        assert path.stat().st_mode & 0o222 == 0, path
 
 
 def test_compiled_code_is_no_dependency(copy: Path) -> None:

@@ -1,7 +1,6 @@
 """The report of CI, made by real Git and real DVC of a small repository that trains nothing."""
 
 import json
-import os
 import re
 import runpy
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, clean_environment
 from PIL import Image
 
 SCRIPT = ROOT / ".ci" / "report.py"
@@ -40,9 +39,8 @@ def commit(folder: Path) -> str:
 
 
 def report(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
     command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False)
 
 
 def error_of(result: subprocess.CompletedProcess[str]) -> str:

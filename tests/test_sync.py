@@ -370,6 +370,7 @@ def test_a_stage_that_is_run_alone_on_older_results_logs_none(clone: Path) -> No
     before = set(runs())
     assert "no results of stage figures are logged" in dvc(clone, "repro", "--force", "--single-item", "figures")
     (new,) = set(runs()) - before
+    assert runs()[new].data.tags["facevae.git_dirty"] == "true"
     assert not [key for key in runs()[new].data.metrics if not key.startswith("system/")]
 
 

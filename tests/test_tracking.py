@@ -30,7 +30,7 @@ from facevae import gallery
 from facevae.errors import UserError
 from facevae.files import write_csv, write_json
 from facevae.layout import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
-from facevae.tracking import open_run, store
+from facevae.tracking import open_run, stage_run, store
 from facevae.tracking.stage_run import StageRun
 from facevae.tracking.sync import sync
 from facevae.tracking.where import where
@@ -219,16 +219,25 @@ def test_dvc_experiments_give_the_run_their_names(monkeypatch: pytest.MonkeyPatc
 
 def test_a_training_has_system_metrics_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    monitored: list[str] = []
+    monitor = stage_run._monitor_system
+
+    def record(run_id: str) -> Any:
+        monitored.append(run_id)
+        return monitor(run_id)
+
+    monkeypatch.setattr(stage_run, "_monitor_system", record)
     for _ in range(2):
         with open_run("train"):
-            signal.sigtimedwait([], 1.0)
+            (run,) = all_runs()
+            deadline = time.monotonic() + 60
+            while not (steps := [step for step, _ in points(run, "system/cpu_utilization_percentage")]):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
             write_csv(HISTORY, pd.DataFrame(EPOCHS))
             write_json(TRAIN_METRICS, {"best_epoch": 3.0})
-        (run,) = all_runs()
-        steps = [step for step, _ in points(run, "system/cpu_utilization_percentage")]
-        assert steps
         assert steps == list(range(len(steps)))
-        monkeypatch.setattr("facevae.tracking.stage_run._monitor_system", None)  # is not called for a known training
+    assert monitored == [run.info.run_id]  # for a training that is known no second time
 
 
 def test_a_failing_stage_leaves_a_failed_run() -> None:

@@ -1,0 +1,67 @@
+"""What the stages' scripts read of the params, and that none stands by results of what was edited meanwhile."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, failure_of, run_stage
+from pydantic import BaseModel
+
+from facevae import classifier, evaluation, gallery, params, preparation
+from facevae.consistency import ATTRIBUTE_LISTS
+from facevae.params import Params
+
+STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+CHECKED = {"prepare": set(ATTRIBUTE_LISTS)}  # read to be refused early, and part of no result
+WORK = {  # what a stage does between its two looks at its inputs
+    "prepare": (preparation, "prepare"),
+    "classifier": (classifier, "train_classifier"),
+    "evaluate": (evaluation, "evaluate"),
+    "figures": (gallery, "render_all"),
+}
+
+
+@pytest.mark.usefixtures("work_tree")
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_the_params_that_it_reads(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its script does, or what that hands them to: results of a param that is not declared would be stale."""
+    sections: dict[int, tuple[str, BaseModel]] = {}  # of the params that the stage has loaded, by their identity
+    used: set[str] = set()
+    load, get = params.load_params, BaseModel.__getattribute__
+
+    def load_and_watch() -> Params:
+        loaded = load()
+        for name in Params.model_fields:
+            sections[id(loaded.__dict__[name])] = name, loaded.__dict__[name]
+        return loaded
+
+    def watch(section: BaseModel, name: str) -> object:
+        if id(section) in sections and name in type(section).model_fields:
+            used.add(f"{sections[id(section)][0]}.{name}")
+        return get(section, name)
+
+    monkeypatch.setattr(params, "load_params", load_and_watch)
+    for field in Params.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            monkeypatch.setattr(field.annotation, "__getattribute__", watch)
+    run_stage(stage)
+    used -= CHECKED.get(stage, set())
+    declared = set(STAGES[stage]["params"]) - {"seed"}
+    assert {key for key in used if not {key, key.partition(".")[0]} & declared} == set()
+    assert declared <= used | {key.partition(".")[0] for key in used}
+
+
+@pytest.mark.parametrize("stage", WORK)
+def test_results_of_params_that_are_edited_meanwhile_do_not_count(
+    work_tree: Path, stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, name = WORK[stage]
+    work, path = getattr(module, name), work_tree / "params.yaml"
+
+    def work_beside_a_user(*arguments: Any, **options: Any) -> Any:
+        path.write_text(path.read_text().replace("seed: 7", "seed: 8"))
+        return work(*arguments, **options)
+
+    monkeypatch.setattr(module, name, work_beside_a_user)
+    assert failure_of(stage, capsys).startswith("error: params.yaml, the data or the code changed while the stage ran")

@@ -227,7 +227,9 @@ def test_one_part_of_mnist_alone_is_taken_with_a_warning(tmp_path: Path, caplog:
 
 
 def test_the_stage_takes_what_it_has_just_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = small_tree(data__source="mnist", data__channels=1, data__num_images=None)
+    changes: dict[str, object] = {"data__source": "mnist", "data__channels": 1, "data__num_images": None}
+    lists = ("evaluate__attributes", "figures__attributes", "figures__latent_map_attributes")
+    tree = small_tree(**changes, **{name: ["Digit_7"] for name in lists})
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     (tmp_path / "data" / "raw").mkdir(parents=True)
     for name in ("dvc.yaml", "src", "stages"):

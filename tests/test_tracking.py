@@ -321,6 +321,17 @@ def test_of_two_processes_at_one_state_the_second_adds_what_the_first_left_out(
         assert num_points(client.get_run(other.info.run_id)) == 7
 
 
+def test_a_run_of_another_user_is_left_alone(other_process: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: psutil.Process) -> str:
+        raise psutil.AccessDenied
+
+    with open_run("train"):
+        (run,) = all_runs()
+        store.connect().set_tag(run.info.run_id, store.PROCESS_TAG, other_process)
+        monkeypatch.setattr(psutil.Process, "status", refuse)
+        assert store.close_dead_runs(store.connect()) == []
+
+
 @pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="the system is not Linux")
 def test_a_run_stays_where_the_clock_is_set(other_process: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_run("train"):

@@ -215,6 +215,8 @@ def _is_dead(process: str) -> bool:
         return found.status() == psutil.STATUS_ZOMBIE or _start_of(found.pid) != match[3]
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return True
+    except (psutil.AccessDenied, PermissionError):  # of another user, who alone may look
+        return False
 
 
 def _user() -> str:

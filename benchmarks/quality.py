@@ -2,8 +2,9 @@
 
 The documented original, its deeper script version and pythae's VAE for CelebA stand beside the demo's model and the
 best recipe, which is trained with the original's objective too. All go through the same loop on the same images at
-64 x 64, and one classifier, trained once, judges them. What was measured of each is kept in benchmarks/results/quality/
-and its weights in the work folder, so that a benchmark which was stopped goes on where it was.
+64 x 64, and one classifier, trained once, judges them; in the same way the preset of the best recipe is compared at
+128 x 128. What was measured of each is kept in benchmarks/results/quality/ and its weights in the work folder, so that
+a benchmark which was stopped goes on where it was.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from facevae.checkpoint import Header
-from facevae.classifier import load_classifier, save_classifier, train_classifier
+from facevae.classifier import Classifier, load_classifier, save_classifier, train_classifier
 from facevae.edits import RANDOM
 from facevae.errors import UserError, reported_errors
 from facevae.evaluation import Evaluation, evaluate
@@ -94,6 +95,7 @@ class Contender:
     title: str
     preset: str
     overrides: Overrides
+    image_size: int = IMAGE_SIZE
 
 
 CONTENDERS = {
@@ -121,9 +123,15 @@ ABLATION: dict[str, tuple[str, Overrides]] = {  # the best recipe but for one th
     "kernel-3": ("kernels of 3 x 3 in the decoder too", {"model.decoder_kernel_size": 3}),
     "kernel-4": ("kernels of 4 x 4 in the encoder too", {"model.kernel_size": 4}),
 }
-ALL = CONTENDERS | {
-    name: Contender(title, "presets/celeba-best.yaml", BEST | change) for name, (title, change) in ABLATION.items()
+LARGE = {  # the preset of the best recipe as it is, but for one thing
+    "best-128": Contender("celeba-best.yaml", "presets/celeba-best.yaml", {}, 128),
+    "residual-128": Contender("with a residual block", "presets/celeba-best.yaml", {"model.residual_blocks": 1}, 128),
 }
+ALL = (
+    CONTENDERS
+    | {name: Contender(title, "presets/celeba-best.yaml", BEST | change) for name, (title, change) in ABLATION.items()}
+    | LARGE
+)
 
 
 @dataclass(frozen=True)
@@ -232,8 +240,7 @@ def run(images: Path, work: Path, name: str, params: Params, budget: Budget, see
     if target.exists():
         print(f"{target.relative_to(ROOT)} is kept: remove it to measure this anew", flush=True)
         return
-    prepared = prepared_set(images, work, params)
-    classifier = load_classifier(work / JUDGE, data_digest=prepared.digest)
+    prepared, classifier = prepared_and_judge(images, work / str(params.data.image_size), params)
     device = set_up_device(params.train)
     weights = work / "trained" / f"{stem}.safetensors"
     if not weights.exists():
@@ -246,7 +253,7 @@ def run(images: Path, work: Path, name: str, params: Params, budget: Budget, see
     model = InPrecision(model.to(device), params.train, device).eval()
     header = Header(
         model=params.model,
-        image_size=IMAGE_SIZE,
+        image_size=params.data.image_size,
         image_channels=3,
         likelihood=params.train.likelihood,
         binarization=params.train.binarization,
@@ -303,7 +310,7 @@ def train_one(target: Path, name: str, params: Params, prepared: PreparedSet, bu
 def fresh_model(name: str, params: Params, seed: int) -> VAE:
     """A contender's model with its initial weights."""
     if name != "pythae":
-        return new_model(params.model, IMAGE_SIZE, 3, seed=seed)
+        return new_model(params.model, params.data.image_size, 3, seed=seed)
     torch.manual_seed(seed)
     return PythaeVAE(params.model)
 
@@ -334,11 +341,11 @@ def epochs_of(num_seen: int, num_images: int, seed: int) -> tuple[NDArray[np.int
 
 
 def params_of(contender: Contender, num_threads: int | None = None) -> Params:
-    """The params of a contender on images of 64 x 64."""
+    """The params of a contender on the benchmark's images."""
     tree = yaml.safe_load((ROOT / contender.preset).read_text(encoding="utf-8"))
-    own = {"data.source": "celeba", "data.num_images": NUM_IMAGES, "data.image_size": IMAGE_SIZE, "data.crop": None}
+    own = {"data.source": "celeba", "data.num_images": NUM_IMAGES, "data.image_size": contender.image_size}
     threads = {"train.num_threads": num_threads} if num_threads else {}
-    for key, value in {**own, "data.split": "official", **contender.overrides, **threads}.items():
+    for key, value in {**own, "data.crop": None, "data.split": "official", **contender.overrides, **threads}.items():
         section, _, last = key.partition(".")
         tree[section][last] = value
     return parse_params(tree, name=contender.preset)
@@ -360,8 +367,8 @@ def evaluation_params(params: Params) -> EvaluateParams:
     )
 
 
-def prepared_set(images: Path, work: Path, params: Params) -> PreparedSet:
-    """The prepared images, and beside them the classifier; made where they are missing."""
+def prepared_and_judge(images: Path, work: Path, params: Params) -> tuple[PreparedSet, Classifier]:
+    """The prepared images of one size, and the classifier that judges on them; made where they are missing."""
     folder = work / "prepared"
     if not folder.exists():
         source = work / "celeba"
@@ -382,7 +389,7 @@ def prepared_set(images: Path, work: Path, params: Params) -> PreparedSet:
         schooling = params.classifier.model_copy(update={"epochs": JUDGE_EPOCHS})
         classifier = train_classifier(*tables, schooling, params.train.precision, device, seed=params.seed)
         save_classifier(judge, classifier, data_digest=prepared.digest)
-    return prepared
+    return prepared, load_classifier(judge, data_digest=prepared.digest)
 
 
 def images_per_second(fresh: Callable[[], VAE], images: NDArray[np.uint8], params: TrainParams) -> float:

@@ -11,6 +11,7 @@ from threading import Thread
 import pytest
 import torch
 from conftest import dvc
+from filelock import FileLock
 
 from facevae import resume
 from facevae.resume import MAX_FILES, SECONDS_TO_REST, ResumeFile
@@ -143,6 +144,18 @@ def test_trainings_save_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> 
     for thread in threads:
         thread.join()
     assert most == 1
+
+
+def test_a_lock_that_another_keeps_costs_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resume, "LOCK_SECONDS", 0.1)
+    file = ResumeFile("mine")
+    file.save(PROGRESS)
+    with FileLock(file.path.parent.with_suffix(".lock")):
+        file.save(Progress([], {}))
+    assert "cannot be written (The file lock" in caplog.text
+    assert_equal(file.load())
 
 
 def test_going_on_is_told(caplog: pytest.LogCaptureFixture) -> None:

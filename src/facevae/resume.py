@@ -82,7 +82,7 @@ class ResumeFile:
                     self._remove_abandoned()
         except OSError as error:
             message = "%s cannot be written (%s): were training stopped now, more would be lost"
-            logger.warning(message, self.path, error.strerror)
+            logger.warning(message, self.path, error.strerror or error)  # the lock's timeout has no strerror
 
     def remove(self) -> None:
         """Forget the training: it has ended, and its results are on disk; a file that stays costs a warning."""

@@ -38,10 +38,10 @@ def read_tensors(path: Path, header: type[HeaderT], *, remedy: str) -> tuple[dic
     Raises
     ------
     UserError
-        The file is missing (`remedy` says how to come by it), damaged, or not of this version of facevae.
+        The file is missing or a folder (`remedy` says how to come by it), damaged, or not of this version of facevae.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing: {remedy}")
+        raise UserError(f"{path} {'is not a file' if path.exists() else 'is missing'}: {remedy}")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

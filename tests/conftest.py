@@ -215,6 +215,22 @@ def failure_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
+def emptied(_content: bytes) -> bytes:
+    """A file's content as a disk that was full may leave it."""
+    return b""
+
+
+def cut(content: bytes) -> bytes:
+    """A file's content less its last bytes."""
+    return content[:-5]
+
+
+def flip_a_bit(content: bytes) -> bytes:
+    """A file's content as a disk that fails may give it back."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
 @contextmanager
 def mlflow_server(folder: Path, port: int | None = None) -> Iterator[str]:
     """The address of an MLflow server on the store in a folder; it is killed at the end."""

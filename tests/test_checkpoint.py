@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_params
+from conftest import cut, emptied, small_params
 from pydantic import BaseModel
 
 from facevae import checkpoint
@@ -39,10 +39,6 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def cut(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
 def flip_the_header(content: bytes) -> bytes:
     return content[:12] + bytes(byte ^ 0xFF for byte in content[12:40]) + content[40:]
 
@@ -53,10 +49,6 @@ def flip_a_weight(content: bytes) -> bytes:
 
 def with_another_header(content: bytes) -> bytes:
     return content.replace(b'latent_dim\\":3', b'latent_dim\\":4')
-
-
-def emptied(_content: bytes) -> bytes:
-    return b""
 
 
 @pytest.mark.parametrize("damage", [cut, flip_the_header, flip_a_weight, with_another_header, emptied])

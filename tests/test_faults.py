@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import disc_images, failure_of, run_stage, small_params
+from conftest import cut, disc_images, emptied, failure_of, flip_a_bit, run_stage, small_params
 
 from facevae import checkpoint
 from facevae.classifier import train_classifier
@@ -130,19 +130,6 @@ def test_a_file_in_the_place_of_a_folder_is_told(
     moved.write_text("in the way")
     assert failure_of(stage, capsys).startswith(f"error: {named}")
     assert moved.read_text() == "in the way"
-
-
-def emptied(_content: bytes) -> bytes:
-    return b""
-
-
-def cut(content: bytes) -> bytes:
-    return content[:-5]
-
-
-def flip_a_bit(content: bytes) -> bytes:
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 def foreign(_content: bytes) -> bytes:

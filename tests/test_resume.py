@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 import torch
-from conftest import dvc
+from conftest import cut, dvc, emptied, flip_a_bit
 from filelock import FileLock
 
 from facevae import resume
@@ -66,16 +66,7 @@ def test_nothing_is_left_of_a_training_that_has_ended(root: Path) -> None:
     file.remove()
 
 
-def cut(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-def flip_a_bit(content: bytes) -> bytes:
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-
-
-@pytest.mark.parametrize("damage", [lambda _: b"", cut, flip_a_bit, lambda content: content + b"x"])
+@pytest.mark.parametrize("damage", [emptied, cut, flip_a_bit, lambda content: content + b"x"])
 def test_a_damaged_file_is_removed_with_a_warning(
     damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:

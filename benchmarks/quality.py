@@ -49,10 +49,9 @@ WARMUP_SHARE = 1 / 3  # of a short training at most is warm-up of the KL, or its
 JUDGE_EPOCHS = 24  # of so few images: after the 6 of the presets it finds one pair of glasses in six
 JUDGE = f"classifier-{JUDGE_EPOCHS}.safetensors"
 
-BEST = {  # for half the size and some thousand steps; there a residual block costs more time than it is worth
+BEST = {  # for half the size and some thousand steps
     "model.channels": [32, 64, 128, 256],
     "model.strides": [2, 2, 2, 2],
-    "model.residual_blocks": 0,
     "model.latent_dim": 128,
     "train.batch_size": 32,
     "train.learning_rate": 0.002,

@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import numpy as np
 
+from facevae.data.image_file import BadImageError, read_image
 from facevae.errors import UserError, reported_errors
-from facevae.images import BadImageError, read_image
 
 SIDES = ("before", "after")
 Pictures = dict[str, dict[str, bytes]]  # by side and by file name

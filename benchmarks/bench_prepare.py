@@ -22,9 +22,9 @@ import psutil
 from measuring import Row, interleaved
 from PIL import Image
 
-from facevae.params import DataParams
-from facevae.preparation import prepare
-from facevae.sources import open_source
+from facevae.config.schema import DataParams
+from facevae.data.preparation import prepare
+from facevae.data.sources.by_name import open_source
 
 COUNTS = (8000, 32000, 202_599)
 SIZE, SQUARE = (178, 218), (0, 20, 178, 198)

@@ -16,12 +16,14 @@ import torch
 import yaml
 from measuring import ROOT, Row, interleaved
 
-from facevae.images import fit_image, read_image
-from facevae.model import new_model
-from facevae.params import Params, parse_params
-from facevae.prepared import ArrayWriter
-from facevae.training import Progress, train
-from facevae.workers import joined_workers
+from facevae.config.params import parse_params
+from facevae.config.schema import Params
+from facevae.data.image_file import fit_image, read_image
+from facevae.data.prepared import ArrayWriter
+from facevae.device import set_up_device
+from facevae.model.vae import new_model
+from facevae.train.distributed import joined_workers
+from facevae.train.loop import Progress, train
 
 IMAGE_SIZE = 64
 NUM_IMAGES = 2048
@@ -72,9 +74,10 @@ def main() -> None:
         ends.append(time.perf_counter())
 
     params = _params(num_threads)
-    with joined_workers(params.train, "benchmark") as workers:
+    device = set_up_device(params.train)
+    with joined_workers(device, "benchmark") as workers:
         model = new_model(params.model, IMAGE_SIZE, 3, seed=0)
-        result = train(model, images, images[:200], params.train, seed=0, on_epoch=[note], workers=workers)
+        result = train(model, images, images[:200], params.train, device, seed=0, on_epoch=[note], workers=workers)
         if workers.leads:
             losses = result.history["train_loss"].tolist()
             found = {"images_per_second": len(images) / (ends[1] - ends[0]), "losses": losses}

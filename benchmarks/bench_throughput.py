@@ -26,12 +26,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from facevae.hardware import memory_format, set_up_device, uses_bfloat16
-from facevae.images import fit_image, read_image
-from facevae.model import feature_shape, largest_map_bytes, new_model, to_unit_range
-from facevae.optimization import Objective, Optimization
-from facevae.params import Params, parse_params
-from facevae.training import Progress, train
+from facevae.config.params import parse_params
+from facevae.config.schema import Params
+from facevae.data.image_file import fit_image, read_image
+from facevae.device import memory_format, set_up_device, uses_bfloat16
+from facevae.model.pixels import to_unit_range
+from facevae.model.vae import feature_shape, largest_map_bytes, new_model
+from facevae.train.loop import Progress, train
+from facevae.train.step import Objective, Optimization
 
 IMAGE_SIZE = 64
 PEAK_SIZE = 2048  # of the square matrices that give the peak
@@ -114,7 +116,7 @@ class Contenders:
                 torch.set_deterministic_debug_mode("default")
 
         model = new_model(self.params.model, IMAGE_SIZE, 3, seed=0)
-        train(model, self.images, self.images[:2], params, seed=0, on_epoch=[note])
+        train(model, self.images, self.images[:2], params, set_up_device(params), seed=0, on_epoch=[note])
         return len(self.images) / (ends[1] - ends[0])
 
     def original(self) -> float:
@@ -243,7 +245,7 @@ class Contenders:
         params = self.params.train.model_copy(update={"epochs": num_epochs, "max_skipped_steps": 10**6})
         device = set_up_device(params)
         model = new_model(self.params.model, IMAGE_SIZE, 3, seed=0)
-        model.lay_out(memory_format(device, largest_map_bytes(model.params, IMAGE_SIZE)))  # as the loop does
+        model.set_memory_format(memory_format(device, largest_map_bytes(model.params, IMAGE_SIZE)))  # as the loop does
         adam = Optimization(model, params, self._num_steps, device).adam
         objective = Objective(model, params, device)
         images = to_unit_range(self.images[: self._batch_size], device)
@@ -264,7 +266,7 @@ class Contenders:
             start = time.perf_counter()
 
         trained = new_model(self.params.model, IMAGE_SIZE, 3, seed=0)
-        train(trained, self.images, self.images[:2], params, seed=0, on_epoch=[take_turns])
+        train(trained, self.images, self.images[:2], params, set_up_device(params), seed=0, on_epoch=[take_turns])
         return float(np.median(seconds["step"][1:])), float(np.median(seconds["arithmetic"][1:]))
 
     def _tensor(self) -> Tensor:

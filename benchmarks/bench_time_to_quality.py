@@ -18,10 +18,13 @@ from measuring import Row
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from facevae.images import fit_image, read_image
-from facevae.model import new_model, to_unit_range
-from facevae.params import Params, parse_params
-from facevae.training import train
+from facevae.config.params import parse_params
+from facevae.config.schema import Params
+from facevae.data.image_file import fit_image, read_image
+from facevae.device import set_up_device
+from facevae.model.pixels import to_unit_range
+from facevae.model.vae import new_model
+from facevae.train.loop import train
 
 SECONDS = 600.0
 NUM_TRAIN, NUM_VALIDATION = 6500, 500
@@ -49,8 +52,9 @@ def measure(images: Path, root: Path) -> list[Row]:
         epochs = max(1, length // NUM_TRAIN)
         own = params.train.model_copy(update={"epochs": epochs})
         seen = pixels[np.resize(np.arange(NUM_TRAIN), length // epochs)]  # an epoch may have some of them twice
+        device = set_up_device(own)
         start = time.perf_counter()
-        result = train(new_model(params.model, IMAGE_SIZE, 3, seed=0), seen, validation, own, seed=0)
+        result = train(new_model(params.model, IMAGE_SIZE, 3, seed=0), seen, validation, own, device, seed=0)
         seconds = time.perf_counter() - start
         quality = float(result.history["validation_loss"].min())
         print(f"  ours saw {length} images in {seconds:.1f} s and is at {quality:.1f}", flush=True)

@@ -17,11 +17,12 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from facevae.hardware import set_up_device, uses_bfloat16
-from facevae.model import VAE, new_model
-from facevae.optimization import Optimization
-from facevae.params import Params, parse_params
-from facevae.training import Progress, train
+from facevae.config.params import parse_params
+from facevae.config.schema import Params
+from facevae.device import set_up_device, uses_bfloat16
+from facevae.model.vae import VAE, new_model
+from facevae.train.loop import Progress, train
+from facevae.train.step import Optimization
 
 ROOT = Path(__file__).parent.parent
 PRESETS = ("presets/celeba.yaml", "presets/celeba-best.yaml", "params.yaml")
@@ -98,7 +99,7 @@ def images_per_second(params: Params, num_steps: int) -> tuple[float, float]:
             torch.set_deterministic_debug_mode("default")
 
     model = new_model(params.model, size, channels, seed=0)
-    train(model, images, images[:2], params.train, seed=0, on_epoch=[note])
+    train(model, images, images[:2], params.train, set_up_device(params.train), seed=0, on_epoch=[note])
     seconds = np.diff(ends).tolist()
     return num_images / statistics.median(seconds[:NUM_REPEATS]), num_images / statistics.median(seconds[-NUM_REPEATS:])
 

@@ -26,20 +26,22 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from facevae.checkpoint import Header
-from facevae.classifier import Classifier, load_classifier, save_classifier, train_classifier
-from facevae.edits import RANDOM
+from facevae.config.params import parse_params
+from facevae.config.schema import EvaluateParams, ModelParams, Params, TrainParams
+from facevae.data.preparation import prepare
+from facevae.data.prepared import PreparedSet
+from facevae.data.sources.by_name import open_source
+from facevae.device import autocast, set_up_device
 from facevae.errors import UserError, reported_errors
-from facevae.evaluation import Evaluation, evaluate
-from facevae.files import write_csv, write_json
-from facevae.hardware import autocast, set_up_device
-from facevae.model import LOG_VARIANCE_LIMIT, VAE, Posterior, new_model
-from facevae.params import EvaluateParams, ModelParams, Params, TrainParams, parse_params
-from facevae.preparation import prepare
-from facevae.prepared import PreparedSet
-from facevae.sources import open_source
-from facevae.tensor_file import read_tensors, write_tensors
-from facevae.training import train
+from facevae.evaluate.edits import RANDOM
+from facevae.evaluate.evaluation import Evaluation, evaluate
+from facevae.evaluate.judge import Classifier, load_classifier, save_classifier
+from facevae.evaluate.judge_training import train_classifier
+from facevae.model.checkpoint import CheckpointHeader
+from facevae.model.vae import LOG_VARIANCE_LIMIT, VAE, Posterior, new_model
+from facevae.storage.tables import write_csv, write_json
+from facevae.storage.tensors import read_tensors, write_tensors
+from facevae.train.loop import train
 
 IMAGE_SIZE = 64
 NUM_TRAIN, NUM_VALIDATION, NUM_IMAGES = 6500, 500, 8000  # from the front; the rest is the test
@@ -180,7 +182,7 @@ class PythaeVAE(VAE):
         self.log_sigma = nn.Parameter(torch.tensor(0.5 * np.log(0.5), dtype=torch.float32))
         self.to(memory_format=torch.channels_last)
 
-    def lay_out(self, _: torch.memory_format) -> None:
+    def set_memory_format(self, _: torch.memory_format) -> None:
         """Stay as it is: its maps are small, and the params by which the order is chosen are not of its networks."""
 
     def encode(self, images: Tensor) -> Posterior:
@@ -251,7 +253,7 @@ def run(images: Path, work: Path, name: str, params: Params, budget: Budget, see
     model = fresh_model(name, params, seed)
     model.load_state_dict(tensors)
     model = InPrecision(model.to(device), params.train, device).eval()
-    header = Header(
+    header = CheckpointHeader(
         model=params.model,
         image_size=params.data.image_size,
         image_channels=3,
@@ -296,7 +298,7 @@ def train_one(target: Path, name: str, params: Params, prepared: PreparedSet, bu
     train_params = params.train.model_copy(update={"epochs": epochs, "kl_warmup_epochs": warmup})
     start = time.monotonic()
     split = train_images[order], prepared.images("validation")
-    result = train(fresh_model(name, params, seed), *split, train_params, seed=seed)
+    result = train(fresh_model(name, params, seed), *split, train_params, set_up_device(train_params), seed=seed)
     trained = Trained(
         params=params.model_dump_json(include=DETERMINING),
         hardware=hardware(),
@@ -398,7 +400,7 @@ def images_per_second(fresh: Callable[[], VAE], images: NDArray[np.uint8], param
     rates = []
     for _ in range(NUM_PROBES):
         start = time.monotonic()
-        train(fresh(), images[:PROBED_IMAGES], images[:2], some, seed=0)
+        train(fresh(), images[:PROBED_IMAGES], images[:2], some, set_up_device(some), seed=0)
         rates.append(PROBED_IMAGES / (time.monotonic() - start))
     return max(rates)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from facevae.config.paths import EVALUATE_METRICS
 from facevae.errors import UserError, reported_errors
-from facevae.layout import EVALUATE_METRICS
-from facevae.tracking.files import CommittedFiles
+from facevae.tracking.project_files import CommittedFiles
 from facevae.tracking.repository import Repository
 from facevae.tracking.state import State
 

@@ -1,12 +1,13 @@
 """Train the attribute classifier, by which samples and edits are judged, on the training images."""
 
-from facevae.classifier import save_classifier, train_classifier
+from facevae.config.params import load_params
+from facevae.config.paths import CLASSIFIER
+from facevae.data.prepared import PreparedSet
+from facevae.device import set_up_device
 from facevae.errors import reported_errors
+from facevae.evaluate.judge import save_classifier
+from facevae.evaluate.judge_training import train_classifier
 from facevae.fingerprint import inputs_digest, refuse_change
-from facevae.hardware import set_up_device
-from facevae.layout import CLASSIFIER
-from facevae.params import load_params
-from facevae.prepared import PreparedSet
 
 
 def main() -> None:

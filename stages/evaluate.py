@@ -1,17 +1,18 @@
 """Fit priors and attribute directions to the training posteriors, and measure the model on held-out images."""
 
-from facevae import checkpoint, tracking
-from facevae.attributes import save_directions
-from facevae.classifier import load_classifier
+from facevae.config.params import load_params
+from facevae.config.paths import CLASSIFIER, DIRECTIONS, EVALUATE_METRICS, MODEL, PLOTS, PRIORS
+from facevae.data.prepared import PreparedSet
+from facevae.device import set_up_device
 from facevae.errors import reported_errors
-from facevae.evaluation import evaluate
-from facevae.files import write_csvs, write_json
+from facevae.evaluate.directions import save_directions
+from facevae.evaluate.evaluation import evaluate
+from facevae.evaluate.judge import load_classifier
 from facevae.fingerprint import inputs_digest, refuse_change
-from facevae.hardware import set_up_device
-from facevae.layout import CLASSIFIER, DIRECTIONS, EVALUATE_METRICS, MODEL, PLOTS, PRIORS
-from facevae.params import load_params
-from facevae.prepared import PreparedSet
-from facevae.priors import save_priors
+from facevae.model import checkpoint
+from facevae.priors.fitting import save_priors
+from facevae.storage.tables import write_csvs, write_json
+from facevae.tracking import stage_run
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
     classifier = load_classifier(CLASSIFIER, data_digest=prepared.digest)
     device = set_up_device(params.train)
     model.to(device), classifier.to(device)
-    with tracking.open_run("evaluate"):
+    with stage_run.open_run("evaluate"):
         evaluation = evaluate(model, header, classifier, prepared, params.evaluate, seed=params.seed)
         refuse_change(before, inputs_digest("evaluate"))
         save_priors(PRIORS, evaluation.priors, fingerprint=header.fingerprint)

@@ -1,12 +1,12 @@
 """Render the figures of the trained model."""
 
-from facevae import tracking
+from facevae.config.params import load_params
+from facevae.config.paths import PLOTS
+from facevae.device import set_up_device
 from facevae.errors import reported_errors
+from facevae.figures.gallery import load_results, render_all
 from facevae.fingerprint import inputs_digest, refuse_change
-from facevae.gallery import load_results, render_all
-from facevae.hardware import set_up_device
-from facevae.layout import PLOTS
-from facevae.params import load_params
+from facevae.tracking import stage_run
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     params = load_params()
     results = load_results()
     results.model.to(set_up_device(params.train))
-    with tracking.open_run("figures"):
+    with stage_run.open_run("figures"):
         render_all(PLOTS, results, params.figures, params.seed)
         refuse_change(before, inputs_digest("figures"))
 

@@ -1,12 +1,12 @@
 """Draw, read or download the raw images and write the prepared set."""
 
-from facevae.consistency import require_attributes
+from facevae.config.checks import require_attributes
+from facevae.config.params import load_params
+from facevae.config.paths import PREPARED
+from facevae.data.preparation import prepare
+from facevae.data.sources.by_name import fetch, open_source
 from facevae.errors import reported_errors
 from facevae.fingerprint import inputs_digest, refuse_change
-from facevae.layout import PREPARED
-from facevae.params import load_params
-from facevae.preparation import prepare
-from facevae.sources import fetch, open_source
 
 
 def main() -> None:

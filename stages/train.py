@@ -1,33 +1,34 @@
 """Train the model on the prepared set and keep the weights of its best epoch."""
 
-from facevae import checkpoint, tracking
+from functools import partial
+
+from facevae.config.params import load_params
+from facevae.config.paths import HISTORY, MODEL, TRAIN_METRICS
+from facevae.data.prepared import PreparedSet
+from facevae.device import platform, set_up_device
 from facevae.errors import reported_errors
-from facevae.files import write_csv, write_json
 from facevae.fingerprint import inputs_digest, refuse_change, training_fingerprint
-from facevae.hardware import platform
-from facevae.layout import HISTORY, MODEL, TRAIN_METRICS
-from facevae.model import new_model
-from facevae.params import load_params
-from facevae.prepared import PreparedSet
-from facevae.resume import ResumeFile
-from facevae.training import train
-from facevae.workers import joined_workers
+from facevae.model import checkpoint, vae
+from facevae.storage.tables import write_csv, write_json
+from facevae.tracking import stage_run
+from facevae.train import distributed, loop, resume
 
 
 def main() -> None:
     before = inputs_digest("train")
     params = load_params()
     prepared = PreparedSet().verified()
-    split, manifest = (prepared.images("train"), prepared.images("validation")), prepared.manifest
-    fingerprint = training_fingerprint(params, prepared.digest, platform(params.train))
-    model = new_model(params.model, manifest.image_size, manifest.channels, seed=params.seed)
-    with joined_workers(params.train, fingerprint) as workers:
+    images, manifest = (prepared.images("train"), prepared.images("validation")), prepared.manifest
+    device = set_up_device(params.train)
+    fingerprint = training_fingerprint(params, prepared.digest, platform(device))
+    model = vae.new_model(params.model, manifest.image_size, manifest.channels, seed=params.seed)
+    with distributed.joined_workers(device, fingerprint) as workers:
+        train = partial(loop.train, model, *images, params.train, device, seed=params.seed, workers=workers)
         if not workers.leads:
-            train(model, *split, params.train, seed=params.seed, workers=workers)
+            train()
             return
-        with ResumeFile(fingerprint) as resume, tracking.open_run("train") as run:
-            start, told = resume.load(), [resume.save, lambda progress: run.log_epoch(progress.rows[-1])]
-            result = train(model, *split, params.train, seed=params.seed, workers=workers, start=start, on_epoch=told)
+        with resume.ResumeFile(fingerprint) as progress, stage_run.open_run("train") as run:
+            result = train(start=progress.load(), on_epoch=[progress.save, lambda now: run.log_epoch(now.rows[-1])])
             refuse_change(before, inputs_digest("train"))
             checkpoint.save(MODEL, result.model, params.train, manifest.crop, fingerprint)
             write_csv(HISTORY, result.history)

@@ -25,11 +25,13 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
-from facevae import flow, tracking
+from facevae.config.params import parse_params
+from facevae.config.schema import Params
+from facevae.data.preparation import prepare
+from facevae.data.sources.by_name import open_source
 from facevae.errors import UserError
-from facevae.params import Params, parse_params
-from facevae.preparation import prepare
-from facevae.sources import open_source
+from facevae.priors import coupling_flow
+from facevae.tracking import stage_run
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -302,8 +304,8 @@ def working_in(folder: Path) -> Iterator[None]:
     """Stages run there without MLflow, which takes seconds to import; test_tracking.py has its faults."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(tracking, "open_run", lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None)))
-        patch.setattr(flow, "NUM_STEPS", 1)
+        patch.setattr(stage_run, "open_run", lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None)))
+        patch.setattr(coupling_flow, "NUM_STEPS", 1)
         patch.delenv("DVC_ROOT", raising=False)
         yield
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from facevae.adam import Adam
+from facevae.train.optimizers import Adam
 
 
 def gradients(network: torch.nn.Module, step: int) -> None:
@@ -66,7 +66,7 @@ def test_it_does_not_import_the_compiler() -> None:
         [
             "import sys",
             "import torch",
-            "from facevae.adam import Adam",
+            "from facevae.train.optimizers import Adam",
             "weight = torch.ones(2, requires_grad=True)",
             "adam = Adam([weight])",
             "weight.sum().backward()",

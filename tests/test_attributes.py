@@ -4,12 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
-from facevae.attributes import (
+from facevae.errors import UserError
+from facevae.evaluate.directions import (
+    DirectionsHeader,
     FittedDirections,
-    Header,
-    area_under_curve,
     auc_table,
     direction_of,
     edit,
@@ -17,8 +16,7 @@ from facevae.attributes import (
     load_directions,
     save_directions,
 )
-from facevae.errors import UserError
-from facevae.tensor_file import write_tensors
+from facevae.storage.tensors import write_tensors
 
 GENERATOR = np.random.default_rng(0)
 ATTRIBUTES = pd.DataFrame(
@@ -76,15 +74,6 @@ def test_balance_passes_over_an_attribute_that_determines_the_other() -> None:
     torch.testing.assert_close(directions["joint"]["Smiling"], -directions["joint"]["Glum"])
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_auc_is_that_of_scikit_learn(ties: bool) -> None:
-    labels = GENERATOR.random(200) < 0.3
-    scores = GENERATOR.normal(size=200) + labels
-    if ties:
-        scores = scores.round()
-    assert area_under_curve(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
-
-
 def test_the_auc_table_finds_what_separates() -> None:
     noise = torch.tensor([0.0, 0.0, 1.0])
     table = auc_table(
@@ -114,7 +103,7 @@ def test_directions_come_back_as_they_were_saved(tmp_path: Path) -> None:
 
 def test_directions_by_a_method_that_is_unknown_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "directions.safetensors"
-    write_tensors(path, {"Smiling": torch.ones(3)}, Header(fingerprint="a", best="joint"))
+    write_tensors(path, {"Smiling": torch.ones(3)}, DirectionsHeader(fingerprint="a", best="joint"))
     with pytest.raises(UserError, match="holds no directions of this version of facevae"):
         load_directions(path, fingerprint="a")
 

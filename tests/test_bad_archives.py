@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from facevae.data.image_file import MAX_FILE_BYTES, BadImageError
+from facevae.data.sources.by_name import open_source
+from facevae.data.sources.celeba import open_celeba
+from facevae.data.sources.mnist import open_mnist
 from facevae.errors import UserError
-from facevae.images import MAX_FILE_BYTES, BadImageError
-from facevae.sources import open_source
-from facevae.sources.celeba import open_celeba
-from facevae.sources.mnist import open_mnist
 
 NAMES = [f"00000{i}.jpg" for i in range(1, 6)]
 LOCAL, CENTRAL = b"PK\3\4\x14\0", b"PK\1\2\x14\3\x14\0"  # what the headers of a member begin with

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from facevae.images import MAX_FILE_BYTES, BadImageError, read_image
-from facevae.preparation import prepare
-from facevae.prepared import SPLITS, PreparedSet
-from facevae.sources import open_source
+from facevae.data.image_file import MAX_FILE_BYTES, BadImageError, read_image
+from facevae.data.preparation import prepare
+from facevae.data.prepared import SPLITS, PreparedSet
+from facevae.data.sources.by_name import open_source
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8))
 DISC = Image.fromarray(disc_images(1, 48)[0])

@@ -12,8 +12,8 @@ from conftest import small_params, small_tree
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from facevae.config.params import load_params, parse_params
 from facevae.errors import UserError
-from facevae.params import load_params, parse_params
 from facevae.tracking.state import flatten
 
 TEXT = yaml.safe_dump(small_tree(), sort_keys=False)

@@ -8,9 +8,9 @@ from conftest import small_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from facevae.data.sources.attribute_tables import read_celeba_table, rows_of, to_attributes
+from facevae.data.sources.by_name import open_source
 from facevae.errors import UserError
-from facevae.sources import open_source
-from facevae.sources.tables import read_celeba_table, rows_of, to_attributes
 
 Refusal = Callable[..., str]
 NAMES = [f"00000{i}.jpg" for i in range(1, 6)]

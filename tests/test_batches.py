@@ -6,9 +6,9 @@ import torch
 from conftest import disc_images
 from numpy.typing import NDArray
 
-from facevae import batches
-from facevae.batches import ImageReader, index_batches, num_batches, parts_of
-from facevae.model import to_unit_range
+from facevae.model.pixels import to_unit_range
+from facevae.train import batches
+from facevae.train.batches import ImageReader, index_batches, num_batches, parts_of
 
 IMAGES = disc_images(20)
 CPU = torch.device("cpu")

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from conftest import disc_images
 
-from facevae.binarization import binarize
-from facevae.params import Binarization
+from facevae.config.schema import Binarization
+from facevae.model.binarization import binarize
 
 GREY = np.repeat(np.arange(256, dtype=np.uint8), 2000).reshape(256, 2000, 1, 1)
 

@@ -7,7 +7,7 @@ from conftest import disc_images
 from matplotlib.figure import Figure
 from PIL import Image
 
-from facevae import charts
+from facevae.figures import charts
 
 TILES = disc_images(6, size=64).reshape(2, 3, 64, 64, 3)
 HISTORY = pd.DataFrame(

@@ -7,11 +7,11 @@ import torch
 from conftest import cut, emptied, small_params
 from pydantic import BaseModel
 
-from facevae import checkpoint
 from facevae.errors import UserError
-from facevae.files import write_bytes
-from facevae.model import VAE
-from facevae.tensor_file import write_tensors
+from facevae.model import checkpoint
+from facevae.model.vae import VAE
+from facevae.storage.atomic import write_bytes
+from facevae.storage.tensors import write_tensors
 
 
 def saved(path: Path, **changes: object) -> VAE:

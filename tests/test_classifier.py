@@ -5,21 +5,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import disc_images, small_params
+from sklearn.metrics import roc_auc_score
 
-from facevae.attributes import area_under_curve
-from facevae.classifier import (
-    Classifier,
-    Judgement,
-    _augment,
-    judge,
-    load_classifier,
-    one_cycle,
-    save_classifier,
-    skill_table,
-    train_classifier,
-)
 from facevae.errors import UserError
-from facevae.model import to_unit_range
+from facevae.evaluate.judge import Classifier, Judgement, judge, load_classifier, save_classifier, skill_table
+from facevae.evaluate.judge_training import _augment, one_cycle, train_classifier
+from facevae.model.pixels import to_unit_range
 
 IMAGES = disc_images(200, size=16)
 RED = IMAGES[..., 0].sum((1, 2)) > IMAGES[..., 2].sum((1, 2))
@@ -83,7 +74,7 @@ def test_its_skill_is_told_by_images_that_it_was_not_trained_on() -> None:
     np.testing.assert_allclose(table.to_numpy(), [[0.75, 0.5, 0.5], [2 / 3, 0, 2 / 3]])
     for name, column in (("Red", 0), ("Large", 1)):
         scores = probabilities[:, column].numpy()
-        assert table.loc[name, "classifier_auc"] == area_under_curve(scores, has[name].to_numpy(dtype=bool))
+        assert table.loc[name, "classifier_auc"] == roc_auc_score(has[name].to_numpy(dtype=bool), scores)
 
 
 def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:

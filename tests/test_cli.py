@@ -10,12 +10,12 @@ from conftest import disc_images, small_params, small_tree
 from PIL import Image
 from typer.testing import CliRunner
 
-from facevae import checkpoint
-from facevae.attributes import FittedDirections, fit_directions, save_directions
 from facevae.cli import app, run
 from facevae.errors import UserError
-from facevae.model import VAE, Posterior
-from facevae.priors import fit_priors, save_priors
+from facevae.evaluate.directions import FittedDirections, fit_directions, save_directions
+from facevae.model import checkpoint
+from facevae.model.vae import VAE, Posterior
+from facevae.priors.fitting import fit_priors, save_priors
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +101,7 @@ def test_the_commands_of_the_project_pass_on_what_they_are_given(
     Path("dvc.yaml").touch()
     monkeypatch.setattr("facevae.tracking.sync.sync", lambda folder, revisions, report: report(f"{folder} {revisions}"))
     monkeypatch.setattr("facevae.tracking.where.where", lambda folder, run: f"{folder} {run}")
-    monkeypatch.setattr("facevae.mending.mend", lambda folder: [f"{folder} mended"])
+    monkeypatch.setattr("facevae.tracking.mending.mend", lambda folder: [f"{folder} mended"])
     assert call("sync") == ". []\n"
     assert call("sync", "--rev", "a", "--rev", "b") == ". ['a', 'b']\n"
     assert call("where", "beta-1") == ". beta-1\n"

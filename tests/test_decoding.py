@@ -12,11 +12,11 @@ import pytest
 from conftest import free_port, small_params
 from PIL import Image
 
-from facevae import decoding, preparation
-from facevae.decoding import DASK, decode_in_order
+from facevae.data import decode_pool, preparation
+from facevae.data.decode_pool import DASK, decode_in_order
+from facevae.data.preparation import prepare
+from facevae.data.sources.by_name import open_source
 from facevae.errors import UserError
-from facevae.preparation import prepare
-from facevae.sources import open_source
 
 PARAMS = small_params(data__num_images=60)
 
@@ -44,7 +44,7 @@ def cluster(folder: Path, *num_threads: int) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _small_chunks_and_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "CHUNK_BYTES", 7 * 8 * 8 * 3)
-    monkeypatch.setattr(decoding, "SECONDS_TO_CONNECT", 180)  # other tests run beside these
+    monkeypatch.setattr(decode_pool, "SECONDS_TO_CONNECT", 180)  # other tests run beside these
 
 
 def test_a_cluster_prepares_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_workers_of_several_threads_are_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_cluster_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "SECONDS_TO_CONNECT", 0.5)
+    monkeypatch.setattr(decode_pool, "SECONDS_TO_CONNECT", 0.5)
     monkeypatch.setenv(DASK, f"tcp://127.0.0.1:{free_port()}")
     with pytest.raises(UserError, match="no Dask scheduler answers at tcp://127.0.0.1:"):
         prepare(open_source(PARAMS.data, PARAMS.seed), PARAMS.data, PARAMS.seed, tmp_path / "prepared")

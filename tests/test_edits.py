@@ -5,9 +5,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from facevae.classifier import WIDTHS, Classifier
-from facevae.edits import RANDOM, EditStudy, study_edits
-from facevae.model import Posterior
+from facevae.evaluate.edits import RANDOM, EditStudy, study_edits
+from facevae.evaluate.judge import WIDTHS, Classifier
+from facevae.model.vae import Posterior
 
 SIZE = 8
 GENERATOR = np.random.default_rng(0)

@@ -10,25 +10,26 @@ import pytest
 import torch
 from conftest import small_params
 from scipy.spatial.distance import cdist
+from sklearn.metrics import roc_auc_score
 
-from facevae import evaluation as evaluation_module
-from facevae import objective
-from facevae.attributes import area_under_curve
-from facevae.checkpoint import Header
-from facevae.classifier import Classifier, train_classifier
-from facevae.edits import CHANGE_COLUMNS, COLUMNS, RANDOM, EditStudy
+from facevae.config.schema import Params
+from facevae.data.preparation import prepare
+from facevae.data.prepared import PreparedSet
+from facevae.data.sources.folder import open_folder
 from facevae.errors import UserError
-from facevae.evaluation import Evaluation, evaluate
-from facevae.inference import decode_all, encode_all
-from facevae.likelihood import calibrated_log_sigma
-from facevae.metrics import reconstruction_metrics
-from facevae.model import VAE, new_model
-from facevae.params import Params
-from facevae.preparation import prepare
-from facevae.prepared import PreparedSet
-from facevae.sample_quality import sharpness
-from facevae.sources.folder import open_folder
-from facevae.training import train
+from facevae.evaluate import evaluation as evaluation_module
+from facevae.evaluate.distances import sharpness
+from facevae.evaluate.edits import CHANGE_COLUMNS, COLUMNS, RANDOM, EditStudy
+from facevae.evaluate.evaluation import Evaluation, evaluate
+from facevae.evaluate.judge import Classifier
+from facevae.evaluate.judge_training import train_classifier
+from facevae.evaluate.likelihood import calibrated_log_sigma
+from facevae.evaluate.reconstruction import reconstruction_metrics
+from facevae.model import objective
+from facevae.model.checkpoint import CheckpointHeader
+from facevae.model.inference import decode_all, encode_all
+from facevae.model.vae import VAE, new_model
+from facevae.train.loop import train
 
 CPU = torch.device("cpu")
 TABLES = ["latent.csv", "likelihood.csv", "samplers.csv", "attribute_auc.csv", "edits.csv", "leakage.csv"]
@@ -43,13 +44,13 @@ def prepared(write_images: Callable[..., Path], tmp_path: Path) -> PreparedSet:
     return PreparedSet(tmp_path / "prepared")
 
 
-def trained(prepared: PreparedSet, params: Params) -> tuple[VAE, Header]:
+def trained(prepared: PreparedSet, params: Params) -> tuple[VAE, CheckpointHeader]:
     images = prepared.images("train"), prepared.images("validation")
     model = new_model(params.model, 8, 3, seed=0)
-    result = train(model, *images, params.train, seed=0)
+    result = train(model, *images, params.train, torch.device("cpu"), seed=0)
     likelihood, binarization = params.train.likelihood, params.train.binarization
     fields = {"image_size": 8, "image_channels": 3, "crop": None, "fingerprint": "abc"}
-    header = Header(model=params.model, likelihood=likelihood, binarization=binarization, **fields)  # type: ignore[arg-type]
+    header = CheckpointHeader(model=params.model, likelihood=likelihood, binarization=binarization, **fields)  # type: ignore[arg-type]
     return result.model, header
 
 
@@ -74,7 +75,7 @@ def test_everything_is_measured_on_the_split_that_is_asked_for(prepared: Prepare
         (row,) = evaluation.tables["attribute_auc.csv"].to_dict("records")
         has = prepared.attributes("test" if split == "test" else "validation")["Odd"].to_numpy(dtype=bool)
         scores = (posteriors.mean @ evaluation.directions.by_method["joint"]["Odd"]).numpy()
-        assert row["joint"] == pytest.approx(area_under_curve(scores, has))
+        assert row["joint"] == pytest.approx(roc_auc_score(has, scores))
         assert row["num_with"] + row["num_without"] == len(images)
 
 
@@ -168,7 +169,7 @@ def test_the_same_seed_gives_the_same_numbers(prepared: PreparedSet) -> None:
 def test_a_posterior_that_has_collapsed_is_told(prepared: PreparedSet, caplog: pytest.LogCaptureFixture) -> None:
     evaluation = measured(prepared, train__beta=1e6, train__epochs=5)
     assert (evaluation.metrics["posterior_collapsed"], evaluation.metrics["active_units"]) == (1, 0)
-    assert ("facevae.evaluation", logging.WARNING) in [record[:2] for record in caplog.record_tuples]
+    assert ("facevae.evaluate.evaluation", logging.WARNING) in [record[:2] for record in caplog.record_tuples]
     assert "the posterior has collapsed" in caplog.text
     caplog.clear()
     assert measured(prepared, train__beta=0.0, train__epochs=5).metrics["posterior_collapsed"] == 0

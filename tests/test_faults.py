@@ -20,12 +20,13 @@ import torch
 import yaml
 from conftest import cut, disc_images, emptied, failure_of, flip_a_bit, run_stage, small_params
 
-from facevae import checkpoint
-from facevae.classifier import train_classifier
+from facevae.config.paths import HISTORY, LEAKAGE, MODEL
 from facevae.errors import UserError, reported_errors
-from facevae.files import parse_csv, replace_folder, write_bytes, write_json
-from facevae.layout import HISTORY, LEAKAGE, MODEL
-from facevae.tensor_file import read_tensors, write_tensors
+from facevae.evaluate.judge_training import train_classifier
+from facevae.model import checkpoint
+from facevae.storage.atomic import replace_folder, write_bytes
+from facevae.storage.tables import parse_csv, write_json
+from facevae.storage.tensors import read_tensors, write_tensors
 
 ENOUGH = 600  # bytes: for tables and for nothing else
 
@@ -208,7 +209,7 @@ def test_names_of_attributes_are_text_whatever_they_look_like() -> None:
 
 def change_model(work_tree: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     """Change the weights of the trained model, in a file that is whole."""
-    tensors, header = read_tensors(work_tree / MODEL, checkpoint.Header, remedy="")
+    tensors, header = read_tensors(work_tree / MODEL, checkpoint.CheckpointHeader, remedy="")
     change(tensors)
     write_tensors(work_tree / MODEL, tensors, header)
 
@@ -291,9 +292,9 @@ def test_memory_that_is_too_small_for_the_batch_is_told_with_what_to_lower(work_
 import resource, runpy
 from contextlib import nullcontext
 from types import SimpleNamespace
-from facevae import tracking
-tracking.open_run = lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None))
-import facevae.training
+from facevae.tracking import stage_run
+stage_run.open_run = lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None))
+import facevae.train.loop
 num_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 2**27
 resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
 runpy.run_path("stages/train.py", run_name="__main__")

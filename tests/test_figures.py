@@ -5,7 +5,7 @@ import pytest
 from conftest import disc_images
 from PIL import Image
 
-from facevae import figures
+from facevae.figures import png
 
 TILES = disc_images(6, size=64).reshape(2, 3, 64, 64, 3)
 
@@ -23,22 +23,22 @@ def find(picture: Path, pixels: np.ndarray) -> bool:
 @pytest.mark.parametrize("labels", [{}, {"row_labels": ["one", "two"], "column_labels": ["a", "b", "c"]}])
 def test_every_tile_stands_in_the_picture_with_its_own_pixels(tmp_path: Path, labels: dict[str, list[str]]) -> None:
     path = tmp_path / "tiles.png"
-    figures.save_tiles(path, TILES, **labels)
+    png.save_tiles(path, TILES, **labels)
     assert all(find(path, tile) for tile in TILES.reshape(6, 64, 64, 3))
 
 
 def test_small_grey_tiles_are_enlarged_by_a_whole_factor(tmp_path: Path) -> None:
     path = tmp_path / "tiles.png"
     grey = disc_images(2, size=28, channels=1).reshape(1, 2, 28, 28, 1)
-    figures.save_tiles(path, grey)
+    png.save_tiles(path, grey)
     assert find(path, grey[0, 1].repeat(3, 0).repeat(3, 1).repeat(3, 2))
 
 
 def test_pictures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     for name in ("first", "second"):
         folder = tmp_path / name
-        figures.save_tiles(folder / "tiles.png", TILES, row_labels=["one", "two"])
-        figures.save_note(folder / "note.png", "nothing to show")
+        png.save_tiles(folder / "tiles.png", TILES, row_labels=["one", "two"])
+        png.save_note(folder / "note.png", "nothing to show")
     for path in (tmp_path / "first").iterdir():
         content = path.read_bytes()
         assert content == (tmp_path / "second" / path.name).read_bytes()

@@ -3,14 +3,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import small_params, small_tree
+from conftest import ROOT, small_params, small_tree
 
 from facevae import fingerprint
+from facevae.config.schema import Params
 from facevae.errors import UserError
 from facevae.fingerprint import inputs_digest, refuse_change
-from facevae.params import Params
 
 BASE = small_params()
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
 
 
 def training_fingerprint(params: Params, data_digest: str, **platform: str) -> str:
@@ -50,32 +55,69 @@ def test_another_torch_or_processor_is_another_training() -> None:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the library that the fingerprint is taken of."""
-    copy = tmp_path / "facevae"
-    shutil.copytree(fingerprint.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(fingerprint, "PACKAGE", copy)
-    return copy
+    """A copy of the code, in which the fingerprint is taken."""
+    for name in ("src", "stages"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-@pytest.mark.parametrize(("module", "counts"), [("model.py", True), ("figures.py", False), ("cli.py", False)])
-def test_the_code_counts_where_the_weights_depend_on_it(package: Path, module: str, counts: bool) -> None:
-    before = training_fingerprint(BASE, "data")
-    (package / module).write_text("# other\n")
-    assert (training_fingerprint(BASE, "data") != before) is counts
+def edit(path: Path, before: str, after: str) -> None:
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
 
 
-def test_where_the_code_lies_changes_nothing(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("path", "before", "after"),
+    [
+        ("stages/train.py", 'prepared.images("train")', 'prepared.images("train")[:8]'),
+        ("src/facevae/train/resume.py", "Progress(header.rows, tensors)", "Progress(header.rows[:-1], tensors)"),
+        ("src/facevae/storage/tensors.py", "tensor.contiguous()", "tensor.half()"),
+        ("src/facevae/storage/tables.py", "SIGNIFICANT_DIGITS = 7", "SIGNIFICANT_DIGITS = 6"),
+        ("src/facevae/model/vae.py", "0.5 * self.log_variance", "self.log_variance"),
+        ("src/facevae/train/optimizers.py", "beta1: float = 0.9", "beta1: float = 0.8"),
+    ],
+)
+def test_code_that_matters_changes_the_fingerprint(package: Path, path: str, before: str, after: str) -> None:
+    original = training_fingerprint(BASE, "data")
+    edit(package / path, before, after)
+    assert training_fingerprint(BASE, "data") != original
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after"),
+    [
+        ("src/facevae/errors.py", "memory ran out", "no memory is left"),
+        ("src/facevae/config/checks.py", "is not divisible by", "cannot be divided by"),
+        ("src/facevae/storage/tensors.py", "is damaged: it is not what was written", "is broken"),
+        ("src/facevae/train/loop.py", "steps of one epoch had a gradient", "steps had a gradient"),
+        ("src/facevae/train/resume.py", "training starts over", "starting over"),
+        ("src/facevae/model/vae.py", '"""', '"""Edited. '),
+        ("src/facevae/train/step.py", "self.step = 0", "self.step = 0  # edited"),
+        ("src/facevae/figures/charts.py", "DPI", "100"),
+        ("src/facevae/cli.py", "COLUMNS = 8", "COLUMNS = 9"),
+    ],
+)
+def test_wording_and_other_code_keep_the_fingerprint(package: Path, path: str, before: str, after: str) -> None:
+    original = training_fingerprint(BASE, "data")
+    edit(package / path, before, after)
+    assert training_fingerprint(BASE, "data") == original
+
+
+def test_the_fingerprint_does_not_depend_on_the_folder(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = training_fingerprint(BASE, "data")
-    monkeypatch.undo()
-    assert package != fingerprint.PACKAGE
+    monkeypatch.chdir(ROOT)
+    assert package != ROOT
     assert training_fingerprint(BASE, "data") == copied
 
 
 @pytest.mark.parametrize(
     ("path", "addition", "counts"),
     [
-        ("src/facevae/model.py", "# edited\n", True),
-        ("src/facevae/charts.py", "# edited\n", False),
+        ("src/facevae/model/vae.py", "# edited\n", True),
+        ("src/facevae/figures/charts.py", "# edited\n", False),
         ("src/facevae/tracking/store.py", "# edited\n", False),
         ("data/prepared/train.npy", "x", True),
         ("data/prepared/more.txt", "x", True),

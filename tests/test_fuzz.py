@@ -22,16 +22,19 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from torch import Tensor
 
-from facevae import checkpoint, resume
-from facevae.attributes import FittedDirections, load_directions, save_directions
-from facevae.classifier import Classifier, load_classifier, save_classifier
+from facevae.data.prepared import ATTRIBUTES, MANIFEST, SPLITS, ArrayWriter, Manifest, PreparedSet, data_digest
 from facevae.errors import UserError
-from facevae.flow import Flow
-from facevae.model import VAE
-from facevae.prepared import ATTRIBUTES, MANIFEST, SPLITS, ArrayWriter, Manifest, PreparedSet, data_digest
-from facevae.priors import FittedPriors, Mixture, StandardNormal, load_priors, save_priors
-from facevae.resume import ResumeFile
-from facevae.tensor_file import DIGEST_LENGTH, METADATA, read_tensors, write_tensors
+from facevae.evaluate.directions import FittedDirections, load_directions, save_directions
+from facevae.evaluate.judge import Classifier, load_classifier, save_classifier
+from facevae.model import checkpoint
+from facevae.model.vae import VAE
+from facevae.priors.coupling_flow import Flow
+from facevae.priors.fitting import FittedPriors, load_priors, save_priors
+from facevae.priors.mixture import Mixture
+from facevae.priors.normal import StandardNormal
+from facevae.storage.tensors import DIGEST_LENGTH, METADATA, read_tensors, write_tensors
+from facevae.train import resume
+from facevae.train.resume import ResumeFile
 
 HEADROOM = 2**28  # bytes that reading a file of some kilobytes may take beyond what the process has
 PATIENCE = 30  # seconds: far more than any of these files should cost
@@ -137,7 +140,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
     directions = FittedDirections({"joint": {"Smiling": torch.ones(3)}, "original": {}}, "joint")
     save_directions(files["directions"].path, directions, fingerprint="a")
     rows = [{"epoch": 1.0, "train_loss": float("inf")}]
-    write_tensors(files["progress"].path, {"best.weight": torch.ones(3)}, resume.Header(rows=rows))
+    write_tensors(files["progress"].path, {"best.weight": torch.ones(3)}, resume.ResumeHeader(rows=rows))
     for file in files.values():
         assert file.is_refused_or_loads(file.path.read_bytes()) == file.load(file.path)
     return files

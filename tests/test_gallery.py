@@ -11,19 +11,19 @@ from conftest import small_params
 from numpy.typing import NDArray
 from PIL import Image
 
-from facevae import charts, figures, pictures
-from facevae.attributes import FittedDirections
-from facevae.checkpoint import Header
+from facevae.config.schema import Params
+from facevae.data.preparation import prepare
+from facevae.data.prepared import PreparedSet, SplitName
+from facevae.data.sources.folder import open_folder
 from facevae.errors import UserError
-from facevae.gallery import COLUMNS, FIGURES, Results, render_all
-from facevae.inference import decode_all, encode_all
-from facevae.latent_health import latent_table
-from facevae.model import VAE
-from facevae.params import Params
-from facevae.preparation import prepare
-from facevae.prepared import PreparedSet, SplitName
-from facevae.priors import fit_priors
-from facevae.sources.folder import open_folder
+from facevae.evaluate.directions import FittedDirections
+from facevae.evaluate.latent import latent_table
+from facevae.figures import charts, pictures, png
+from facevae.figures.gallery import COLUMNS, FIGURES, Results, render_all
+from facevae.model.checkpoint import CheckpointHeader
+from facevae.model.inference import decode_all, encode_all
+from facevae.model.vae import VAE
+from facevae.priors.fitting import fit_priors
 
 HISTORY = pd.DataFrame(
     {"epoch": [1, 2]}
@@ -49,7 +49,7 @@ def results_of(prepared: PreparedSet, params: Params) -> Results:
     """Those of a model that was not trained."""
     torch.manual_seed(0)
     model = VAE(params.model, 8, 3).eval()
-    header = Header(
+    header = CheckpointHeader(
         model=params.model,
         image_size=8,
         image_channels=3,
@@ -96,7 +96,7 @@ def test_the_figures_show_what_they_say(
     def record(path: Path, tiles: NDArray[np.uint8], *, row_labels: Sequence[str] = (), **_: object) -> None:
         shown[path.stem], labels[path.stem] = tiles, row_labels
 
-    monkeypatch.setattr(figures, "save_tiles", record)
+    monkeypatch.setattr(png, "save_tiles", record)
     monkeypatch.setattr(charts, "save_latent_map", lambda *arguments: coloured_by.append(arguments[3]))
     params = small_params(
         figures__split=split,
@@ -128,7 +128,7 @@ def test_where_no_edit_was_judged_the_figures_say_so(
     prepared: PreparedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: dict[str, str] = {}
-    monkeypatch.setattr(figures, "save_note", lambda path, text: notes.update({path.stem: text}))
+    monkeypatch.setattr(png, "save_note", lambda path, text: notes.update({path.stem: text}))
     params = small_params(figures__attributes=["Odd"], figures__latent_map_attributes=[])
     results = dataclasses.replace(results_of(prepared, params), edits=EDITS[:0], leakage=LEAKAGE[:0])
     render_all(tmp_path, results, params.figures, seed=0)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import ROOT, small_params
 
+from facevae.device import memory_format, set_up_device, uses_bfloat16
 from facevae.errors import UserError
-from facevae.hardware import memory_format, set_up_device, uses_bfloat16
 
 CPU = torch.device("cpu")
 
@@ -24,8 +24,8 @@ def test_setting_up_does_not_import_the_compiler() -> None:
         [
             "import sys",
             "from pathlib import Path",
-            "from facevae.hardware import set_up_device",
-            "from facevae.params import load_params",
+            "from facevae.device import set_up_device",
+            "from facevae.config.params import load_params",
             f"set_up_device(load_params(Path({str(ROOT / 'params.yaml')!r})).train)",
             "print([name for name in ('torch._dynamo', 'torch._inductor', 'torchvision') if name in sys.modules])",
         ]
@@ -40,8 +40,8 @@ def test_memory_that_is_freed_is_used_again_without_new_pages() -> None:
         [
             "import resource, torch",
             "from pathlib import Path",
-            "from facevae.hardware import set_up_device",
-            "from facevae.params import load_params",
+            "from facevae.device import set_up_device",
+            "from facevae.config.params import load_params",
             f"set_up_device(load_params(Path({str(ROOT / 'params.yaml')!r})).train)",
             "faults = []",
             "for _ in range(20):  # it takes some until there is room of the right size",

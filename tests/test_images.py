@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facevae.images import BadImageError, fit_image, read_image
+from facevae.data.image_file import BadImageError, fit_image, read_image
 
 
 def stored(image: Image.Image, kind: str, **options: object) -> io.BytesIO:

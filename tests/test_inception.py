@@ -7,8 +7,8 @@ import torch
 from conftest import disc_images
 
 from facevae.errors import UserError
-from facevae.inception import Inception
-from facevae.sample_quality import frechet_distance
+from facevae.evaluate.distances import frechet_distance
+from facevae.evaluate.inception import Inception
 
 CPU = torch.device("cpu")
 

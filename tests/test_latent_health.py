@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from facevae.latent_health import active_units, aggregate_kl_nats, latent_table
-from facevae.model import Posterior
+from facevae.evaluate.latent import active_units, aggregate_kl_nats, latent_table
+from facevae.model.vae import Posterior
 
 GENERATOR = torch.Generator().manual_seed(0)
 MIXING = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.3, 0.0], [0.0, 0.0, 0.0]])

@@ -8,11 +8,13 @@ from conftest import disc_images, small_params
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from facevae import objective
-from facevae.inference import encode_all
-from facevae.likelihood import calibrated_log_sigma, likelihood_table
-from facevae.model import VAE, Posterior, to_unit_range
-from facevae.priors import Mixture, StandardNormal
+from facevae.evaluate.likelihood import calibrated_log_sigma, likelihood_table
+from facevae.model import objective
+from facevae.model.inference import encode_all
+from facevae.model.pixels import to_unit_range
+from facevae.model.vae import VAE, Posterior
+from facevae.priors.mixture import Mixture
+from facevae.priors.normal import StandardNormal
 
 SIGMA = 0.1
 SIZE = 6  # pixels, height = width

@@ -5,7 +5,7 @@ import yaml
 from conftest import ROOT, dvc, init_repository
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
-from facevae.mending import DAMAGED, LOCK, RUNNING, mend
+from facevae.tracking.mending import DAMAGED, LOCK, RUNNING, mend
 
 COMMITTED = (ROOT / LOCK).read_bytes()
 

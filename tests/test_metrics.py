@@ -3,10 +3,11 @@ import torch
 from conftest import disc_images, small_params
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from facevae import objective
-from facevae.inference import encode_all
-from facevae.metrics import psnr_db, reconstruction_metrics, ssim
-from facevae.model import VAE, to_unit_range
+from facevae.evaluate.reconstruction import psnr_db, reconstruction_metrics, ssim
+from facevae.model import objective
+from facevae.model.inference import encode_all
+from facevae.model.pixels import to_unit_range
+from facevae.model.vae import VAE
 
 IMAGES = torch.rand(3, 3, 24, 20, generator=torch.Generator().manual_seed(0))[..., :20, :]
 NOISY = (IMAGES + 0.1 * torch.randn(IMAGES.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)

@@ -5,8 +5,9 @@ import torch
 from conftest import ROOT, disc_images, small_params
 from torch import nn
 
-from facevae.model import VAE, Decoder, Encoder, Posterior, feature_shape, largest_map_bytes, to_unit_range
-from facevae.params import load_params
+from facevae.config.params import load_params
+from facevae.model.pixels import to_unit_range
+from facevae.model.vae import VAE, Decoder, Encoder, Posterior, feature_shape, largest_map_bytes
 from facevae.summary import summarize
 
 
@@ -44,7 +45,7 @@ def test_maps_and_weights_lie_in_the_order_that_is_asked_for() -> None:
     orders: list[set[bool]] = []
     expected = model.decode(model.encode(images).mean)
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        model.lay_out(memory_format)
+        model.set_memory_format(memory_format)
         orders.append(set())
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):

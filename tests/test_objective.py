@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, kl_divergence
 
-from facevae import objective
-from facevae.model import Posterior
-from facevae.params import Likelihood
+from facevae.config.schema import Likelihood
+from facevae.model import objective
+from facevae.model.vae import Posterior
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.rand(5, 3, 4, 4, generator=GENERATOR)

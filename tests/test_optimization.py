@@ -5,9 +5,10 @@ import pytest
 import torch
 from conftest import disc_images, small_params
 
-from facevae import objective
-from facevae.model import VAE, new_model, to_unit_range
-from facevae.optimization import Optimization, StepReport, kl_weight_at, learning_rate_at
+from facevae.model import objective
+from facevae.model.pixels import to_unit_range
+from facevae.model.vae import VAE, new_model
+from facevae.train.step import Optimization, StepReport, kl_weight_at, learning_rate_at
 
 CPU = torch.device("cpu")
 IMAGES = to_unit_range(disc_images(8), CPU)

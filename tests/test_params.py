@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, small_tree
 
+from facevae.config.params import load_params, parse_params
 from facevae.errors import UserError
-from facevae.params import load_params, parse_params
 from facevae.tracking.state import flatten
 
 COMMITTED = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]

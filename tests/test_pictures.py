@@ -4,11 +4,12 @@ import torch
 from conftest import disc_images, small_params
 from sklearn.decomposition import PCA
 
-from facevae import pictures
 from facevae.errors import UserError
-from facevae.inference import decode_all, encode_all
-from facevae.model import VAE, to_unit_range
-from facevae.priors import StandardNormal
+from facevae.figures import pictures
+from facevae.model.inference import decode_all, encode_all
+from facevae.model.pixels import to_unit_range
+from facevae.model.vae import VAE
+from facevae.priors.normal import StandardNormal
 
 IMAGES = disc_images(12)
 

@@ -13,14 +13,14 @@ import pytest
 from conftest import disc_images, small_params
 from PIL import Image
 
-from facevae import preparation
+from facevae.config.schema import DataParams
+from facevae.data import preparation
+from facevae.data.image_file import BadImageError
+from facevae.data.preparation import assign_splits, prepare
+from facevae.data.prepared import SPLITS, ArrayWriter, PreparedSet
+from facevae.data.sources.folder import open_folder
+from facevae.data.sources.source import Source
 from facevae.errors import UserError
-from facevae.images import BadImageError
-from facevae.params import DataParams
-from facevae.preparation import assign_splits, prepare
-from facevae.prepared import SPLITS, ArrayWriter, PreparedSet
-from facevae.sources.folder import open_folder
-from facevae.sources.source import Source
 
 PIXELS = disc_images(200)
 
@@ -164,9 +164,9 @@ import os, signal, sys, time
 from pathlib import Path
 import pandas as pd
 from facevae.errors import reported_errors
-from facevae.params import DataParams
-from facevae.preparation import prepare
-from facevae.sources.source import Source
+from facevae.config.schema import DataParams
+from facevae.data.preparation import prepare
+from facevae.data.sources.source import Source
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has its children ignore it
 def read(position):
     print(os.getpid(), flush=True)

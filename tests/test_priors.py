@@ -9,22 +9,14 @@ import torch
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
-from facevae import flow as flow_module
 from facevae.errors import UserError
-from facevae.flow import Coupling, Flow, aggregate_gaussian, fit_flow
-from facevae.model import Posterior
-from facevae.priors import (
-    FittedPriors,
-    Header,
-    Mixture,
-    StandardNormal,
-    fit_mixture,
-    fit_priors,
-    load_priors,
-    mean_log_prob,
-    save_priors,
-)
-from facevae.tensor_file import write_tensors
+from facevae.model.vae import Posterior
+from facevae.priors import coupling_flow as flow_module
+from facevae.priors.coupling_flow import Coupling, Flow, fit_flow
+from facevae.priors.fitting import FittedPriors, PriorsHeader, fit_priors, load_priors, save_priors
+from facevae.priors.mixture import Mixture, fit_mixture
+from facevae.priors.normal import StandardNormal, aggregate_gaussian, mean_log_prob
+from facevae.storage.tensors import write_tensors
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -260,7 +252,7 @@ def test_what_holds_no_priors_is_refused(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="priors.safetensors"):
             load_priors(path, fingerprint="a")
-    write_tensors(path, {"other": torch.zeros(1)}, Header(fingerprint="a", heldout_nats={}))
+    write_tensors(path, {"other": torch.zeros(1)}, PriorsHeader(fingerprint="a", heldout_nats={}))
     with pytest.raises(UserError, match="holds no priors"):
         load_priors(path, fingerprint="a")
 
@@ -284,7 +276,7 @@ def test_constant_dimensions_will_do() -> None:
 
 
 def test_many_images_are_fitted_on_a_share_of_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facevae.priors.MAX_DRAWS", 300)
+    monkeypatch.setattr("facevae.priors.mixture.MAX_DRAWS", 300)
     heldout = clusters(200, 1).sample(generator())
     mixture = fit_mixture(clusters(400, 0), heldout, seed=0)
     assert len(mixture.weights) > 1
@@ -292,7 +284,7 @@ def test_many_images_are_fitted_on_a_share_of_the_draws(monkeypatch: pytest.Monk
 
 
 def test_a_mixture_that_has_not_converged_is_judged_like_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facevae.priors.MAX_ITERATIONS", 1)
+    monkeypatch.setattr("facevae.priors.mixture.MAX_ITERATIONS", 1)
     heldout = clusters(200, 1).sample(generator())
     mixture = fit_mixture(clusters(400, 0), heldout, seed=0)
     assert mean_log_prob(mixture, heldout) > mean_log_prob(StandardNormal(3), heldout)
@@ -303,16 +295,16 @@ def test_the_mixture_is_fitted_by_one_thread() -> None:
     script = "\n".join(
         [
             "import torch",
-            "from facevae import priors",
-            "from facevae.model import Posterior",
+            "from facevae.priors import fitting, mixture",
+            "from facevae.model.vae import Posterior",
             "def tell(*_):",
             "    import sklearn.mixture",
             "    from threadpoolctl import threadpool_info",
             "    print({pool['num_threads'] for pool in threadpool_info()})",
             "    raise SystemExit",
-            "priors._expectation_maximization = tell",
+            "mixture._expectation_maximization = tell",
             "posterior = Posterior(torch.randn(40, 3), torch.zeros(40, 3))",
-            "priors.fit_priors(posterior, posterior, seed=0)",
+            "fitting.fit_priors(posterior, posterior, seed=0)",
         ]
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}

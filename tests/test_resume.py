@@ -13,9 +13,9 @@ import torch
 from conftest import cut, dvc, emptied, flip_a_bit
 from filelock import FileLock
 
-from facevae import resume
-from facevae.resume import MAX_FILES, SECONDS_TO_REST, ResumeFile
-from facevae.training import Progress
+from facevae.train import resume
+from facevae.train.loop import Progress
+from facevae.train.resume import MAX_FILES, SECONDS_TO_REST, ResumeFile
 
 PROGRESS = Progress(
     [{"epoch": 1, "train_loss": 2.5}, {"epoch": 2, "train_loss": 1.25}],
@@ -161,7 +161,7 @@ def run_training(project: Path, after_first_epoch: str) -> "subprocess.Completed
     script = f"""
 import os, runpy, signal
 from pathlib import Path
-from facevae.resume import ResumeFile
+from facevae.train.resume import ResumeFile
 save = ResumeFile.save
 def save_and_more(file, progress):
     save(file, progress)
@@ -194,7 +194,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(copy: Path) -> None:
 
 def test_an_edit_while_training_runs_is_refused(copy: Path) -> None:
     before = outputs(copy)
-    result = run_training(copy, 'Path("src/facevae/model.py").open("a").write("# edited")')
+    result = run_training(copy, 'Path("src/facevae/model/vae.py").open("a").write("# edited")')
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: params.yaml, the data or the code changed while the stage")
     assert outputs(copy) == before

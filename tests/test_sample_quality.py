@@ -10,14 +10,8 @@ from skimage.color import rgb2yuv
 from sklearn.metrics.pairwise import polynomial_kernel
 
 from facevae.errors import UserError
-from facevae.inference import batches_of
-from facevae.sample_quality import (
-    frechet_distance,
-    kernel_distance,
-    nearest_neighbours,
-    sharpness,
-    sharpness_ratio,
-)
+from facevae.evaluate.distances import frechet_distance, kernel_distance, nearest_neighbours, sharpness, sharpness_ratio
+from facevae.model.pixels import batches_of
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
 

@@ -23,23 +23,23 @@ import yaml
 from conftest import ROOT, clean_environment, commit_all, free_port, small_params, small_tree
 from PIL import Image
 
-from facevae import checkpoint
-from facevae.attributes import FittedDirections, load_directions, save_directions
+from facevae.config.paths import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
+from facevae.config.yaml12 import Yaml12Loader
+from facevae.data.preparation import prepare
+from facevae.data.prepared import SPLITS
+from facevae.data.sources.celeba import open_celeba
+from facevae.data.sources.folder import open_folder
+from facevae.data.sources.source import Source
 from facevae.errors import UserError
-from facevae.files import write_csv, write_json
+from facevae.evaluate.directions import FittedDirections, load_directions, save_directions
+from facevae.figures.gallery import FIGURES
 from facevae.fingerprint import training_fingerprint
-from facevae.gallery import FIGURES
-from facevae.layout import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
-from facevae.model import VAE
-from facevae.preparation import prepare
-from facevae.prepared import SPLITS
-from facevae.sources.celeba import open_celeba
-from facevae.sources.folder import open_folder
-from facevae.sources.source import Source
-from facevae.tracking import open_run
+from facevae.model import checkpoint
+from facevae.model.vae import VAE
+from facevae.storage.tables import write_csv, write_json
 from facevae.tracking.repository import Repository
 from facevae.tracking.secrets import VARIABLES, without_credentials
-from facevae.yaml12 import Yaml12Loader
+from facevae.tracking.stage_run import open_run
 
 CODE = [path for folder in ("src", "stages", "benchmarks", ".ci") for path in (ROOT / folder).rglob("*.py")]
 UNSAFE_MODULES = {"_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -136,7 +136,7 @@ WATCH = """
 import sys
 sys.addaudithook(lambda event, values: print(values[0]) if event in ("open", "os.listdir", "os.scandir") else None)
 from pathlib import Path
-from facevae.prepared import SPLITS, PreparedSet
+from facevae.data.prepared import SPLITS, PreparedSet
 prepared = PreparedSet(Path("prepared")).verified()
 print([prepared.images(split).shape for split in SPLITS], prepared.attributes("train").shape)
 """

@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import convolve, gaussian_filter
 from scipy.stats import wasserstein_distance
 
-from facevae import sliced_wasserstein
-from facevae.sliced_wasserstein import laplacian_pyramid, sliced_wasserstein_distance, sorted_distance
+from facevae.evaluate import sliced_wasserstein
+from facevae.evaluate.sliced_wasserstein import laplacian_pyramid, sliced_wasserstein_distance, sorted_distance
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
 

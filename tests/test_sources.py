@@ -13,13 +13,14 @@ import pytest
 import yaml
 from conftest import ROOT, shared_data, small_params, small_tree
 
+from facevae.data.prepared import PreparedSet
+from facevae.data.sources import mnist
+from facevae.data.sources.avatars import open_avatars
+from facevae.data.sources.by_name import open_source
+from facevae.data.sources.celeba import open_celeba
+from facevae.data.sources.folder import open_folder
+from facevae.data.sources.mnist import open_mnist
 from facevae.errors import UserError
-from facevae.prepared import PreparedSet
-from facevae.sources import mnist, open_source
-from facevae.sources.avatars import open_avatars
-from facevae.sources.celeba import open_celeba
-from facevae.sources.folder import open_folder
-from facevae.sources.mnist import open_mnist
 
 NAMES = ["000001.jpg", "000002.jpg", "000003.jpg"]
 ATTRIBUTES = "3\nMale Smiling\n000001.jpg  1 -1\n000002.jpg -1 -1\n000003.jpg -1  1\n"

@@ -8,15 +8,18 @@ import yaml
 from conftest import ROOT, failure_of, run_stage
 from pydantic import BaseModel
 
-from facevae import classifier, evaluation, gallery, params, preparation
-from facevae.consistency import ATTRIBUTE_LISTS
-from facevae.params import Params
+from facevae.config import params
+from facevae.config.checks import ATTRIBUTE_LISTS
+from facevae.config.schema import Params
+from facevae.data import preparation
+from facevae.evaluate import evaluation, judge_training
+from facevae.figures import gallery
 
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 CHECKED = {"prepare": set(ATTRIBUTE_LISTS)}  # read to be refused early, and part of no result
 WORK = {  # what a stage does between its two looks at its inputs
     "prepare": (preparation, "prepare"),
-    "classifier": (classifier, "train_classifier"),
+    "classifier": (judge_training, "train_classifier"),
     "evaluate": (evaluation, "evaluate"),
     "figures": (gallery, "render_all"),
 }

@@ -9,7 +9,7 @@ import yaml
 from conftest import ROOT, change_params, commit_all
 
 from facevae.errors import UserError
-from facevae.tracking.files import CommittedFiles, WorkTree, open_files
+from facevae.tracking.project_files import CommittedFiles, WorkTree, open_files
 from facevae.tracking.repository import Repository
 from facevae.tracking.state import State
 
@@ -39,7 +39,7 @@ def test_a_folder_outside_git_has_no_commits_in_whatever_language_git_speaks(
 def test_digests_are_those_of_dvc(project: Path) -> None:
     lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
     items = [item for stage in lock.values() for kind in ("deps", "outs") for item in stage[kind]]
-    assert {item["path"] for item in items} > {"data/prepared", "src/facevae/sources", "models/vae.safetensors"}
+    assert {item["path"] for item in items} > {"data/prepared", "src/facevae/data", "models/vae.safetensors"}
     for item in items:
         assert WorkTree(project).digest(item["path"]) == item["md5"], item["path"]
 
@@ -49,7 +49,7 @@ def test_a_commit_reads_like_the_work_tree_that_it_was_made_of(project: Path) ->
     for path in ("params.yaml", "plots/samples.png", "no/such/file"):
         assert committed.read(path) == work_tree.read(path)
         assert committed.digest(path) == work_tree.digest(path)
-    assert committed.digest("src/facevae/sources") == work_tree.digest("src/facevae/sources")
+    assert committed.digest("src/facevae/data") == work_tree.digest("src/facevae/data")
     assert committed.digest("models") != work_tree.digest("models")  # the weights are not in Git
     assert State(committed).fingerprint == State(work_tree).fingerprint
 
@@ -97,10 +97,10 @@ def test_changed_params_are_to_be_reproduced(
 
 
 def test_changed_code_and_outputs_are_to_be_reproduced(copy: Path) -> None:
-    (copy / "src/facevae/metrics.py").write_text("# other\n")
+    (copy / "src/facevae/evaluate/reconstruction.py").write_text("# other\n")
     (copy / "plots/samples.png").unlink()
     assert differences(State(WorkTree(copy))) == {
-        "evaluate": ["src/facevae/metrics.py"],
+        "evaluate": ["src/facevae/evaluate"],
         "figures": ["plots/samples.png"],
     }
     (copy / "models/vae.safetensors").write_bytes(b"other")
@@ -138,10 +138,10 @@ def test_the_fingerprint_is_of_what_determines_the_results(
 @pytest.mark.parametrize(
     ("path", "same"),
     [
-        ("src/facevae/model.py", False),
-        ("src/facevae/figures.py", False),
+        ("src/facevae/model/vae.py", False),
+        ("src/facevae/figures/png.py", False),
         ("stages/evaluate.py", False),
-        ("src/facevae/sources/mnist.py", True),  # the digest of the data speaks for it
+        ("src/facevae/data/sources/mnist.py", True),  # the digest of the data speaks for it
         ("src/facevae/tracking/store.py", True),
         ("src/facevae/cli.py", True),
     ],

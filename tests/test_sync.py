@@ -15,8 +15,8 @@ import yaml
 from conftest import change_params, commit_all, dvc
 from PIL import Image
 
-from facevae import gallery
 from facevae.errors import UserError
+from facevae.figures import gallery
 from facevae.tracking import store
 from facevae.tracking.stage_run import open_run
 from facevae.tracking.sync import sync
@@ -450,4 +450,4 @@ def test_what_a_stage_made_of_an_older_evaluation_is_not_logged(copy: Path, monk
     ((name, run),) = [(name, run) for name, run in runs().items() if name not in before]
     assert "best_epoch" in run.data.metrics, name
     assert "ssim" not in run.data.metrics
-    assert "facevae.figures" not in run.data.tags
+    assert "facevae.figures.png" not in run.data.tags

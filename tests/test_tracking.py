@@ -26,12 +26,12 @@ from conftest import ROOT, free_port, mlflow_server, small_tree
 from filelock import FileLock
 from PIL import Image
 
-from facevae import gallery
+from facevae.config.paths import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
 from facevae.errors import UserError
-from facevae.files import write_csv, write_json
-from facevae.layout import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
-from facevae.tracking import open_run, stage_run, store
-from facevae.tracking.stage_run import StageRun
+from facevae.figures import gallery
+from facevae.storage.tables import write_csv, write_json
+from facevae.tracking import stage_run, store
+from facevae.tracking.stage_run import StageRun, open_run
 from facevae.tracking.sync import sync
 from facevae.tracking.where import where
 
@@ -252,7 +252,7 @@ def stop_training(number: int) -> int:
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has its children ignore it
 sys.path[:0] = {sys.path!r}
-from facevae.tracking import open_run
+from facevae.tracking.stage_run import open_run
 with open_run("train") as run:
     run.log_epoch({EPOCHS[0]!r})
     os.kill(os.getpid(), {number})

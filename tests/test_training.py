@@ -9,13 +9,15 @@ import torch
 from conftest import disc_images, small_params
 from numpy.typing import NDArray
 
-from facevae import objective, training
-from facevae.batches import ImageReader
+from facevae.config.schema import Params
 from facevae.errors import UserError
-from facevae.model import VAE, largest_map_bytes, new_model, to_unit_range
-from facevae.optimization import Optimization, StepReport
-from facevae.params import Params
-from facevae.training import EpochRow, Progress, TrainingResult, _Loop, train
+from facevae.model import objective
+from facevae.model.pixels import to_unit_range
+from facevae.model.vae import VAE, largest_map_bytes, new_model
+from facevae.train import loop
+from facevae.train.batches import ImageReader
+from facevae.train.loop import EpochRow, Progress, TrainingResult, _Loop, train
+from facevae.train.step import Optimization, StepReport
 
 TRAIN, VALIDATION = disc_images(60), disc_images(21, seed=1)
 CPU = torch.device("cpu")
@@ -31,7 +33,7 @@ def run(
     images: NDArray[np.uint8] = TRAIN,
 ) -> TrainingResult:
     model = new_model(params.model, 8, 3, seed=seed)
-    return train(model, images, VALIDATION, params.train, seed=seed, start=start, on_epoch=on_epoch)
+    return train(model, images, VALIDATION, params.train, CPU, seed=seed, start=start, on_epoch=on_epoch)
 
 
 @pytest.mark.parametrize("likelihood", ["squared_error", "gaussian", "bernoulli"])
@@ -63,7 +65,7 @@ def test_maps_lie_in_the_order_that_suits_the_hardware(monkeypatch: pytest.Monke
         sizes.append(size)
         return torch.contiguous_format
 
-    monkeypatch.setattr(training, "memory_format", channels_first)
+    monkeypatch.setattr(loop, "memory_format", channels_first)
     result = run(params)
     assert sizes == [largest_map_bytes(params.model, 8)]
     pd.testing.assert_frame_equal(result.history, usual.history, rtol=1e-3)
@@ -173,6 +175,7 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept() -> None:
     assert kept.validate(VALIDATION_READER)["validation_loss"] == pytest.approx(best, rel=1e-5)
 
 
+CPU = torch.device("cpu")
 ODD_PARAMS = {  # all that a training carries from epoch to epoch
     "train__epochs": 5,
     "train__likelihood": "gaussian",

@@ -1,26 +1,27 @@
 """Trainings by several processes, which torchrun starts."""
 
-import copy
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-from torch import distributed, nn
+from conftest import small_params
+from torch import nn
 from train_together import histories, history_from
 
-from facevae.resume import Header
-from facevae.tensor_file import read_tensors
-from facevae.training import Progress
-from facevae.workers import ALONE, SharedBatchNorm2d, Workers, share_statistics
+from facevae.errors import UserError
+from facevae.model.vae import VAE
+from facevae.storage.tensors import read_tensors
+from facevae.train.distributed import ALONE, Workers, share_batch_norm
+from facevae.train.loop import Progress
+from facevae.train.resume import ResumeHeader
 
 SCRIPT = Path(__file__).with_name("train_together.py")
 CASES: dict[str, dict[str, Any]] = {
@@ -32,7 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
         "train__horizontal_flip": True,
         "train__clip_gradient_norm": 100.0,
         "train__micro_batch_size": 5,
-        "model__normalization": "batch",
+        "model__normalization": "group",
     },
     "fewer images than processes": {
         "train__epochs": 3,
@@ -71,7 +72,7 @@ def test_many_processes_have_the_losses_of_one(together: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_training_goes_on_with_another_number_of_processes(together: Path, name: str) -> None:
     found = json.loads((together / "history.json").read_text())[name]
-    tensors, header = read_tensors(together / name, Header, remedy="")
+    tensors, header = read_tensors(together / name, ResumeHeader, remedy="")
     *before, last = history_from(Progress(header.rows, tensors), CASES[name], ALONE)
     assert before == header.rows == found[:2]
     assert last == pytest.approx(found[2], rel=1e-4)
@@ -108,29 +109,18 @@ def test_shares_make_up_the_whole(size: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@pytest.fixture
-def one_process(tmp_path: Path) -> Iterator[None]:
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
-@pytest.mark.usefixtures("one_process")
-def test_statistics_are_those_of_torch_where_all_images_are_here() -> None:
-    torch.manual_seed(0)
+def test_batch_normalisation_across_cpus_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    images = torch.randn(5, 3, 8, 8, requires_grad=True)
-    for weight in model[1].parameters():
-        nn.init.normal_(weight)
-    shared = copy.deepcopy(model)
-    share_statistics(shared)
-    assert isinstance(shared[1], SharedBatchNorm2d)
-    expected, found = model(images), shared(images)
-    torch.testing.assert_close(found, expected)
-    for own, reference in zip(
-        torch.autograd.grad(found.pow(3).sum(), [images, *shared[1].parameters()]),
-        torch.autograd.grad(expected.pow(3).sum(), [images, *model[1].parameters()]),
-        strict=True,
-    ):
-        torch.testing.assert_close(own, reference, atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(dict(shared[1].named_buffers()), dict(model[1].named_buffers()))
+    with pytest.raises(UserError, match="model.normalization: 'batch' needs GPUs when several processes train"):
+        share_batch_norm(model, torch.device("cpu"))
+    share_batch_norm(model[:1], torch.device("cpu"))
+
+
+def test_batch_normalisation_across_gpus_is_that_of_torch() -> None:
+    model = VAE(small_params(model__normalization="batch").model, 8, 3)
+    weights = dict(model.state_dict())
+    share_batch_norm(model, torch.device("cuda"))
+    kinds = {type(module) for module in model.modules()}
+    assert nn.SyncBatchNorm in kinds
+    assert nn.BatchNorm2d not in kinds
+    torch.testing.assert_close(dict(model.state_dict()), weights, rtol=0, atol=0)

@@ -6,15 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from conftest import disc_images, small_params
 
 from facevae.errors import reported_errors
-from facevae.model import new_model
-from facevae.resume import Header
-from facevae.tensor_file import write_tensors
-from facevae.training import Progress, train
-from facevae.workers import Workers, joined_workers
+from facevae.model.vae import new_model
+from facevae.storage.tensors import write_tensors
+from facevae.train.distributed import Workers, joined_workers
+from facevae.train.loop import Progress, train
+from facevae.train.resume import ResumeHeader
 
+CPU = torch.device("cpu")
 TRAIN, VALIDATION = disc_images(61), disc_images(22, seed=1)
 
 
@@ -32,9 +34,9 @@ def histories(cases: dict[str, dict[str, Any]], workers: Workers, folder: Path |
             if len(progress.rows) == 2:
                 stopped.append(Progress(list(progress.rows), {k: v.clone() for k, v in progress.tensors.items()}))
                 if folder and workers.leads:
-                    write_tensors(folder / name, progress.tensors, Header(rows=progress.rows))
+                    write_tensors(folder / name, progress.tensors, ResumeHeader(rows=progress.rows))
 
-        arguments = (TRAIN, VALIDATION, params.train)
+        arguments = (TRAIN, VALIDATION, params.train, CPU)
         train(new_model(params.model, 8, 3, seed=0), *arguments, seed=0, on_epoch=[stop], workers=workers)
         found[name] = history_from(stopped[0] if workers.leads else None, changes, workers)
     return found
@@ -44,14 +46,14 @@ def history_from(start: Progress | None, changes: dict[str, Any], workers: Worke
     """The history of a case's training that goes on from where it was stopped."""
     params = small_params(**changes)
     model = new_model(params.model, 8, 3, seed=0)
-    result = train(model, TRAIN, VALIDATION, params.train, seed=0, start=start, workers=workers)
+    result = train(model, TRAIN, VALIDATION, params.train, CPU, seed=0, start=start, workers=workers)
     return result.history.to_dict("records")
 
 
 def main() -> None:
     cases, target = json.loads(sys.argv[1]), Path(sys.argv[2])
     fingerprint = os.environ["RANK"] if "differ" in cases else "same"
-    with reported_errors(), joined_workers(small_params().train, fingerprint) as workers:
+    with reported_errors(), joined_workers(CPU, fingerprint) as workers:
         found = histories(cases, workers, target.parent)
         if workers.leads:
             target.write_text(json.dumps(found), encoding="utf-8")

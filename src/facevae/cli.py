@@ -8,11 +8,11 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from facevae.config.paths import DIRECTIONS, MODEL, PARAMS, PRIORS
 from facevae.errors import UserError, reported_errors
-from facevae.layout import DIRECTIONS, MODEL, PARAMS, PRIORS
 
 if TYPE_CHECKING:
-    from facevae.checkpoint import Header
+    from facevae.model.checkpoint import CheckpointHeader
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -23,7 +23,7 @@ CropOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed gives other samples.")]
 PriorName = Literal["normal", "mixture", "flow"]
-Method = Literal["original", "difference", "balanced", "joint"]  # those of facevae.attributes, which imports torch
+Method = Literal["original", "difference", "balanced", "joint"]  # as in facevae.evaluate.directions
 COLUMNS = 8
 MAX_SAMPLES = 3000  # as many as a picture holds, and memory
 MAX_STEPS = 300
@@ -36,7 +36,7 @@ def summary(
     params: Annotated[Path, typer.Option(help="The parameters that describe the model.")] = PARAMS,
 ) -> None:
     """Print the layers of the model of params.yaml with their output shapes and parameter counts."""
-    from facevae.params import load_params
+    from facevae.config.params import load_params
     from facevae.summary import summarize
 
     loaded = load_params(params)
@@ -55,8 +55,9 @@ def sample(
     output: OutputOption = Path("samples.png"),
 ) -> None:
     """Draw faces from a prior."""
-    from facevae import checkpoint, pictures
-    from facevae.priors import load_priors
+    from facevae.figures import pictures
+    from facevae.model import checkpoint
+    from facevae.priors.fitting import load_priors
 
     loaded, header = checkpoint.load(model)
     known = load_priors(priors or model.with_name(PRIORS.name), fingerprint=header.fingerprint)
@@ -72,7 +73,8 @@ def reconstruct(
     output: OutputOption = Path("reconstructions.png"),
 ) -> None:
     """Show images, and below each what the model makes of it."""
-    from facevae import checkpoint, pictures
+    from facevae.figures import pictures
+    from facevae.model import checkpoint
 
     loaded, header = checkpoint.load(model)
     pixels = _read(images, header, crop)
@@ -91,7 +93,8 @@ def interpolate(
     output: OutputOption = Path("interpolation.png"),
 ) -> None:
     """Lead from one image to another through the latent space."""
-    from facevae import checkpoint, pictures
+    from facevae.figures import pictures
+    from facevae.model import checkpoint
 
     loaded, header = checkpoint.load(model)
     pixels = _read([first, second], header, crop)
@@ -114,7 +117,9 @@ def edit(
     output: OutputOption = Path("edit.png"),
 ) -> None:
     """Show an image, its reconstruction, and the reconstruction with attributes added and removed."""
-    from facevae import attributes, checkpoint, pictures
+    from facevae.evaluate.directions import load_directions
+    from facevae.figures import pictures
+    from facevae.model import checkpoint
 
     if not add and not remove:
         raise UserError("nothing to do: give --add ATTRIBUTE or --remove ATTRIBUTE")
@@ -124,7 +129,7 @@ def edit(
         raise UserError(f"--strength: {strength} must lie between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}")
     loaded, header = checkpoint.load(model)
     path = directions or model.with_name(DIRECTIONS.name)
-    fitted = attributes.load_directions(path, fingerprint=header.fingerprint)
+    fitted = load_directions(path, fingerprint=header.fingerprint)
     known = fitted.by_method[method or fitted.best]
     steps = dict.fromkeys(add or [], strength) | dict.fromkeys(remove or [], -strength)
     tiles = pictures.edit_image(loaded, _read([image], header, crop)[0], known, steps)
@@ -152,7 +157,7 @@ def where(run: Annotated[str, typer.Argument(help="Name or id of a run, or the s
 @app.command()
 def mend() -> None:
     """Let DVC start again after it was killed while it wrote one of its own files."""
-    from facevae.mending import mend as mend_files
+    from facevae.tracking.mending import mend as mend_files
 
     for done in mend_files(_project()):
         typer.echo(done)
@@ -170,10 +175,10 @@ def _project() -> Path:
     return Path()
 
 
-def _read(paths: list[Path], header: "Header", crop: int | None) -> NDArray[np.uint8]:
+def _read(paths: list[Path], header: "CheckpointHeader", crop: int | None) -> NDArray[np.uint8]:
     """Images as the model saw its own, of shape (N, height, width, channels)."""
-    from facevae.binarization import binarize
-    from facevae.images import BadImageError, fit_image, read_image
+    from facevae.data.image_file import BadImageError, fit_image, read_image
+    from facevae.model.binarization import binarize
 
     pixels = []
     for path in paths:
@@ -187,7 +192,7 @@ def _read(paths: list[Path], header: "Header", crop: int | None) -> NDArray[np.u
 def _write(
     path: Path, tiles: NDArray[np.uint8], row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
 ) -> None:
-    from facevae.figures import save_tiles
+    from facevae.figures.png import save_tiles
 
     if path.suffix.lower() != ".png":
         raise UserError(f"--output: {path} does not end in .png, and pictures are written as PNG")

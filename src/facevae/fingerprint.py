@@ -1,5 +1,6 @@
 """What results depend on, as one hash: equal fingerprints are equal weights."""
 
+import ast
 import hashlib
 import json
 import os
@@ -9,77 +10,87 @@ from typing import Any
 
 import yaml
 
+from facevae.config.params import load_params
+from facevae.config.schema import Params
 from facevae.errors import UserError
-from facevae.params import Params, load_params
 
-PACKAGE = Path(__file__).parent
 PIPELINE = Path("dvc.yaml")
-TRAINING = (  # what training.py imports, and itself: the modules that the weights depend on
-    "__init__.py",
-    "adam.py",
-    "batches.py",
-    "binarization.py",
-    "consistency.py",
-    "errors.py",
-    "files.py",
-    "hardware.py",
-    "layout.py",
-    "model.py",
-    "objective.py",
-    "optimization.py",
-    "params.py",
-    "training.py",
-    "workers.py",
-    "yaml12.py",
-)
 
 
 def training_fingerprint(params: Params, data_digest: str, platform: Mapping[str, str]) -> str:
-    """Of what determines the weights: data, architecture, training, seed, code, and what they are computed by.
+    """Hash of everything that determines the weights: data, model, training params, seed, code and platform.
 
-    How many processes share the work is left out, so that a training may go on with another number of them.
+    The code is what dvc.yaml lists for the stage `train`, as `code_digest` sees it. The number of processes is left
+    out, so that a training can be resumed with a different one.
     """
     training = params.train.model_dump(exclude={"launcher"})
     sections = {"seed": params.seed, "model": params.model.model_dump(), "train": training}
-    code = code_digest([PACKAGE / name for name in TRAINING])
+    code = code_digest(Path(name) for name in _declared("train")["deps"] if name.startswith(("src/", "stages/")))
     return _digest({"data": data_digest, "code": code, "platform": dict(platform), **sections})
 
 
 def inputs_digest(stage: str) -> str:
-    """Of the params and the files that dvc.yaml declares for a stage, as they are at this moment.
+    """Hash of the params and files that dvc.yaml declares for a stage, as they are now.
 
-    Code counts by its content; everything else, which may be large, by its files' names, sizes and times.
+    Code is hashed by content. All other files, which may be large, are hashed by name, size and modification time.
     """
-    declared = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"][stage]
     params = load_params()
     tree = params.model_dump(mode="json")
     values = {}
-    for key in declared["params"]:
+    for key in _declared(stage)["params"]:
         section, _, name = key.partition(".")
         values[key] = tree[section][name] if name else tree[section]
-    paths = [Path(name.replace("${data.root}", params.data.root)) for name in declared["deps"]]
-    return _digest({"params": values, "files": [state for path in paths for state in _states(path)]})
+    paths = [Path(name.replace("${data.root}", params.data.root)) for name in _declared(stage)["deps"]]
+    files = [state for path in paths for state in _states(path)]
+    return _digest({"params": values, "files": files})
 
 
 def code_digest(paths: Iterable[Path]) -> str:
-    """Of modules of this package as they lie on disk, names and contents, in any order."""
-    names = {path.relative_to(PACKAGE).as_posix(): path for path in paths}
-    return _digest({name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items()})
+    """Hash of Python files and of all Python files in folders, by relative path and by what the code does.
+
+    Comments, docstrings, layout and the wording of errors do not count: see `_essence`.
+    """
+    files = {file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])}
+    return _digest({file.as_posix(): _essence(file.read_text(encoding="utf-8")) for file in files})
 
 
 def refuse_change(before: str, after: str) -> None:
-    """Raise a `UserError` where two fingerprints differ that were taken before and after a computation.
+    """Compare the fingerprints taken before and after a computation.
 
-    DVC hashes what a stage depends on when the stage has ended, so an edit in between would pass for what was run.
+    DVC hashes the dependencies of a stage when the stage has ended, so it would take an edit made meanwhile for what
+    was run.
+
+    Raises
+    ------
+    UserError
+        The fingerprints differ.
     """
     if before != after:
-        raise UserError(
-            "params.yaml, the data or the code changed while the stage ran, so its results do not count: run it again"
-        )
+        raise UserError("params.yaml, the data or the code changed while the stage ran: run it again")
+
+
+def _declared(stage: str) -> dict[str, Any]:
+    declared: dict[str, Any] = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"][stage]
+    return declared
+
+
+def _essence(source: str) -> str:
+    """The syntax tree of a module without docstrings and without the arguments of errors and of the logger."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+        if isinstance(node, ast.Call) and _only_speaks(ast.unparse(node.func)):
+            node.args, node.keywords = [], []
+    return ast.dump(tree)
+
+
+def _only_speaks(function: str) -> bool:
+    return function.endswith("Error") or function.startswith("logger.")
 
 
 def _states(path: Path) -> Iterator[tuple[str, str]]:
-    """Each file at a path or below it, with what tells whether it has changed."""
+    """Each file at or below a path, with a text that changes when the file does."""
     if path.is_dir():
         with os.scandir(path) as entries:
             names = sorted(entry.name for entry in entries)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from facevae.model import VAE
-from facevae.params import ModelParams
+from facevae.config.schema import ModelParams
+from facevae.model.vae import VAE
 
 Row = tuple[str, str, str, str]
 HEADER: Row = ("layer", "kind", "output shape", "parameters")

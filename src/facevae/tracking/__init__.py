@@ -6,7 +6,3 @@ that DVC skips, a state from the run cache or from a colleague, and a lost datab
 depends on this package, and nothing but stages and the command imports it; mlflow is imported by `store`, `record` and
 `stage_run` alone.
 """
-
-from facevae.tracking.stage_run import open_run
-
-__all__ = ["open_run"]

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from facevae.config.paths import HISTORY, MODEL
 from facevae.errors import UserError
-from facevae.files import parse_csv
-from facevae.layout import HISTORY, MODEL
+from facevae.storage.tables import parse_csv
 from facevae.tracking.state import State, flatten
 
 Point = tuple[str, int, float]  # metric, step, value

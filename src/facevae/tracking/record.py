@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facevae.files import round_number
-from facevae.layout import MODEL, PREPARED
+from facevae.config.paths import MODEL, PREPARED
+from facevae.storage.tables import round_number
 from facevae.tracking.outputs import Outputs, Point
 from facevae.tracking.secrets import without_credentials
 from facevae.tracking.state import State, flatten
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-FIGURES_TAG = "facevae.figures"  # the digest of each figure by its file name, as JSON
+FIGURES_TAG = "facevae.figures.png"  # the digest of each figure by its file name, as JSON
 MODEL_DIGEST_TAG = "dvc.md5"  # of a logged model: which weights it stands for
 BATCH_SIZE = 1000  # points that MLflow takes in one call
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from facevae.config.paths import PREPARED
 from facevae.errors import UserError
-from facevae.layout import PREPARED
 from facevae.tracking import store
-from facevae.tracking.files import WorkTree
 from facevae.tracking.origin import stage_tags
 from facevae.tracking.outputs import epoch_points, read_outputs
+from facevae.tracking.project_files import WorkTree
 from facevae.tracking.record import Record
 from facevae.tracking.repository import Repository
 from facevae.tracking.state import State

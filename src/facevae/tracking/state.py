@@ -10,10 +10,10 @@ from typing import Any, Self
 
 import yaml
 
+from facevae.config.paths import PARAMS, PREPARED
+from facevae.config.yaml12 import Yaml12Loader
 from facevae.errors import UserError
-from facevae.layout import PARAMS, PREPARED
-from facevae.tracking.files import Files
-from facevae.yaml12 import Yaml12Loader
+from facevae.tracking.project_files import Files
 
 SOURCE_STAGE = "prepare"  # the digest of its output speaks for its code and params
 MISSING = object()

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from facevae.errors import UserError
 from facevae.tracking import store
-from facevae.tracking.files import open_files
 from facevae.tracking.origin import COMMIT_TAG, commit_tags, experiment_names, work_tree_tags
 from facevae.tracking.outputs import Outputs, read_outputs
+from facevae.tracking.project_files import open_files
 from facevae.tracking.record import Record
 from facevae.tracking.repository import Commit, Repository
 from facevae.tracking.state import State

@@ -4,11 +4,11 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from facevae.config.paths import MODEL, PREPARED
 from facevae.errors import UserError
-from facevae.layout import MODEL, PREPARED
 from facevae.tracking import store
-from facevae.tracking.files import open_files
 from facevae.tracking.origin import BASELINE_TAG, COMMIT_TAG, experiment_names
+from facevae.tracking.project_files import open_files
 from facevae.tracking.repository import Commit, Repository
 from facevae.tracking.state import State
 

@@ -1,0 +1,81 @@
+"""The sole reader of params.yaml."""
+
+import re
+import reprlib
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from facevae.config.checks import find_problems
+from facevae.config.paths import PARAMS
+from facevae.config.schema import Params
+from facevae.config.yaml12 import Yaml12Loader
+from facevae.errors import UserError
+
+MAX_LISTED = 20  # invalid values that an error names
+
+_shown = reprlib.Repr()  # aliases make a few lines of YAML a tree of billions of values
+_shown.maxlevel = 2
+_shown.maxlist = _shown.maxdict = 20
+_shown.maxstring = _shown.maxlong = 100
+
+
+def load_params(path: Path = PARAMS) -> Params:
+    """Read and check the parameters.
+
+    Raises
+    ------
+    UserError
+        The file is missing or is not YAML, or keys are unknown, missing, wrongly typed, out of range or at odds
+        with each other: all of them are listed, each with its value and what is allowed.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml12Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not in {Path.cwd()}: run from the root of the project") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply: sections hold values and lists of them, no more") from None
+    return parse_params(tree, name=str(path))
+
+
+def parse_params(tree: object, name: str) -> Params:
+    """Check a tree of plain values; `name` is the file that errors speak of."""
+    try:
+        params = Params.model_validate(tree)
+    except ValidationError as error:
+        problems = [_explain(details) for details in error.errors()]
+    else:
+        problems = find_problems(params)
+        if not problems:
+            return params
+    more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
+    lines = [f"  {line}" for line in [*problems[:MAX_LISTED], *more]]
+    raise UserError("\n".join([f"{name} has {len(problems)} invalid value(s):", *lines]))
+
+
+def _explain(details: ErrorDetails) -> str:
+    """One line for a finding of pydantic: the key, the value and what is allowed."""
+    key = ".".join(str(part) for part in details["loc"]) or "the whole file"
+    if details["type"] == "missing":
+        return f"{key}: missing; params.yaml must name every key"
+    if details["type"] in {"extra_forbidden", "invalid_key"}:
+        allowed = ", ".join(_section_at(details["loc"][:-1]).model_fields)
+        return f"{key}: {_shown.repr(details['input'])} is an unknown key; allowed here: {allowed}"
+    message = re.sub("^(Input|String|Tuple) should", "must", details["msg"])
+    message = message.replace("valid dictionary or instance of", "mapping like").replace(" after validation", "")
+    return f"{key}: {_shown.repr(details['input'])} {message}"
+
+
+def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
+    section: type[BaseModel] = Params
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    return section

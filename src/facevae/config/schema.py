@@ -1,0 +1,138 @@
+"""The typed tree of params.yaml: strict, frozen and complete. There are no defaults: the file says what a run used."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Split = Literal["validation", "test"]
+Likelihood = Literal["squared_error", "gaussian", "bernoulli"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Binarization = Literal["none", "threshold", "fixed", "per_epoch"]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]  # what torch takes as an int
+ImageSize = Annotated[int, Field(ge=8, le=1024)]  # pixels, height = width
+KernelSize = Annotated[int, Field(ge=1, le=15)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, Field(min_length=1, max_length=500, pattern="^[^\0]*$")]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A mapping of params.yaml: every key required, no other key allowed, no value converted."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class DataParams(Section):
+    """Where the images come from and how they are prepared."""
+
+    source: Literal["avatars", "celeba", "mnist", "folder"]
+    root: Text
+    num_images: PositiveInt | None  # None: all that the source has
+    image_size: ImageSize
+    channels: Literal[1, 3]
+    crop: PositiveInt | None  # side in source pixels; None: the largest centred square
+    split: Literal["random", "official"]
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+    test_fraction: Fraction
+    on_bad_image: Literal["fail", "skip"]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a prepared image."""
+        return self.image_size, self.image_size, self.channels
+
+
+class ModelParams(Section):
+    """The encoder; the decoder mirrors it."""
+
+    channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1, max_length=100)]
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(strict=False, min_length=1, max_length=100)]
+    kernel_size: KernelSize
+    decoder_kernel_size: KernelSize  # of its transposed convolutions
+    residual_blocks: Annotated[int, Field(ge=0, le=1000)]  # on each side, at the smallest feature map
+    latent_dim: Annotated[int, Field(ge=2, lt=2**31)]
+    normalization: Literal["none", "batch", "group"]
+    negative_slope: Fraction
+    dropout: Fraction
+
+
+class TrainParams(Section):
+    """The objective and its optimisation."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt  # of all processes together
+    micro_batch_size: PositiveInt | None  # how much of a batch goes through the network at a time; None: all of it
+    learning_rate: Positive
+    learning_rate_decay: Literal["none", "cosine"]
+    learning_rate_warmup_steps: Count
+    likelihood: Likelihood
+    binarization: Binarization  # of the images, for the Bernoulli likelihood alone
+    horizontal_flip: bool  # whether half of the images are seen as in a mirror
+    beta: NotNegative
+    kl_warmup_epochs: NotNegative
+    average_decay: Fraction | None  # of the average of the weights over the steps; None: the last weights
+    clip_gradient_norm: Positive | None  # None: no clipping
+    skip_gradient_norm: Positive | None  # None: only steps that are not finite are skipped
+    max_skipped_steps: Count
+    precision: Precision
+    device: Literal["auto", "cpu", "cuda"]
+    num_threads: Annotated[int, Field(gt=0, le=1024)]  # of each process
+    launcher: Text  # the command that runs the stage, in place of `python`
+
+
+class ClassifierParams(Section):
+    """How the attribute classifier is trained that judges samples and edits."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: Positive
+
+
+class EvaluateParams(Section):
+    """What the metrics are measured on, and how thoroughly."""
+
+    split: Split
+    batch_size: PositiveInt
+    num_importance_samples: PositiveInt  # latents drawn for each image
+    num_samples: Annotated[int, Field(ge=2, lt=2**31)]  # pictures drawn from each prior
+    attributes: Annotated[tuple[str, ...], Field(strict=False)]  # edits of which are judged
+    strengths: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+    num_edited_images: PositiveInt  # for each attribute, with and without it
+    original_lambda: Finite
+    num_bootstraps: PositiveInt
+    inception_weights: Text | None  # a file, by which the FID is measured too
+
+
+class FiguresParams(Section):
+    """What the pictures show."""
+
+    split: Split
+    num_reconstructions: PositiveInt
+    num_samples: PositiveInt
+    num_interpolations: PositiveInt
+    interpolation_steps: Annotated[int, Field(ge=3, lt=2**31)]
+    attributes: Annotated[tuple[str, ...], Field(strict=False)]
+    strengths: Annotated[tuple[Finite, ...], Field(strict=False, min_length=3)]
+    latent_map_attributes: Annotated[tuple[str, ...], Field(strict=False, max_length=10)]  # one colour each
+
+
+class TrackingParams(Section):
+    """Where MLflow files the runs."""
+
+    experiment: Text
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: DataParams
+    model: ModelParams
+    train: TrainParams
+    classifier: ClassifierParams
+    evaluate: EvaluateParams
+    figures: FiguresParams
+    tracking: TrackingParams

@@ -1,0 +1,135 @@
+"""From raw images to the prepared set: decode on all cores, split, and stream to disk.
+
+At no time are more than a few chunks of images in memory, and the folder appears under its name only when it is
+whole. This module imports no torch.
+"""
+
+import hashlib
+import math
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from facevae.config.schema import DataParams
+from facevae.data.decode_pool import decode_in_order
+from facevae.data.prepared import ATTRIBUTES, MANIFEST, SPLITS, ArrayWriter, BadFile, Manifest, data_digest
+from facevae.data.sources.source import Source
+from facevae.errors import UserError
+from facevae.storage.atomic import replace_folder, write_bytes
+
+CHUNK_BYTES = 2**21  # pixels that a process decodes at a time
+MAX_LISTED = 20  # bad files that an error names
+
+
+def prepare(source: Source, params: DataParams, seed: int, target: Path) -> Manifest:
+    """Write the prepared set of `source` to the folder `target`, replacing what is there.
+
+    Raises
+    ------
+    UserError
+        A split that must not be empty would be; or there are bad images and `data.on_bad_image` is "fail": all of
+        them are listed; or a process that decodes images was killed.
+    """
+    splits = assign_splits(source, params, seed)
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a prepare that was killed
+    partial.mkdir(parents=True)
+    try:
+        manifest = _write(source, splits, params, partial)
+        replace_folder(target, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return manifest
+
+
+def assign_splits(source: Source, params: DataParams, seed: int) -> NDArray[np.str_]:
+    """The split of each image of `source`: by its own partition, or by a seeded permutation.
+
+    Bad images are not known yet, so which images share a split does not depend on them.
+    """
+    if params.split == "official":
+        assert source.partition is not None  # only sources that have one are let through by the params
+        splits = np.array(source.partition)
+    else:
+        num_images = len(source.names)
+        num_validation = round(num_images * params.validation_fraction)
+        num_test = round(num_images * params.test_fraction)
+        order = np.random.default_rng(seed).permutation(num_images)
+        splits = np.full(num_images, "train", dtype="<U10")
+        splits[order[:num_validation]] = "validation"
+        splits[order[num_validation : num_validation + num_test]] = "test"
+    _check_splits(splits, params)
+    return splits
+
+
+def _check_splits(splits: NDArray[np.str_], params: DataParams) -> None:
+    needed = ["train", "validation"]
+    if params.split == "official" or params.test_fraction > 0:
+        needed.append("test")
+    for split in needed:
+        if not (splits == split).any():
+            raise UserError(
+                f"data: {len(splits)} images with split {params.split!r}, validation_fraction "
+                f"{params.validation_fraction} and test_fraction {params.test_fraction} leave no {split} image: "
+                "raise data.num_images or the fraction"
+            )
+
+
+def _write(source: Source, splits: NDArray[np.str_], params: DataParams, folder: Path) -> Manifest:
+    shape = params.image_shape
+    chunk_size = max(1, CHUNK_BYTES // math.prod(shape))
+    bad_images: list[tuple[int, str]] = []
+    with ExitStack() as stack:
+        arrays = {split: stack.enter_context(ArrayWriter(folder / f"{split}.npy", shape)) for split in SPLITS}
+        bar = stack.enter_context(tqdm(total=len(source.names), desc="prepare", unit="image", disable=None))
+        for start, (images, bad) in decode_in_order(source.read, params, len(source.names), chunk_size):
+            chunk = np.delete(splits[start : start + len(images) + len(bad)], [position - start for position, _ in bad])
+            for split in SPLITS:
+                arrays[split].append(images[chunk == split])
+            bad_images.extend(bad)
+            bar.update(len(images) + len(bad))
+    _refuse(source, bad_images, params)
+    good = np.ones(len(splits), dtype=bool)
+    good[[position for position, _ in bad_images]] = False
+    _check_splits(splits[good], params)
+    attributes_digest = _write_attributes(source, np.where(good, splits, ""), folder / ATTRIBUTES)
+    manifest = Manifest(
+        source=params.source,
+        image_size=params.image_size,
+        channels=params.channels,
+        crop=params.crop,
+        split=params.split,
+        num_images={split: arrays[split].length for split in SPLITS},
+        bad_images=[BadFile(name=source.names[position], reason=reason) for position, reason in bad_images],
+        digest=data_digest(shape, [*(arrays[split].digest.hexdigest() for split in SPLITS), attributes_digest]),
+    )
+    write_bytes(folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+    return manifest
+
+
+def _refuse(source: Source, bad_images: list[tuple[int, str]], params: DataParams) -> None:
+    if not bad_images or params.on_bad_image == "skip":
+        return
+    lines = [f"  {source.names[position]}: {reason}" for position, reason in bad_images[:MAX_LISTED]]
+    if len(bad_images) > MAX_LISTED:
+        lines.append(f"  and {len(bad_images) - MAX_LISTED} more")
+    raise UserError(
+        f"{len(bad_images)} of {len(source.names)} images under {params.root} cannot be used:\n"
+        + "\n".join(lines)
+        + "\nMend or remove them, or set data.on_bad_image to skip, which lists them in the manifest."
+    )
+
+
+def _write_attributes(source: Source, splits: NDArray[np.str_], path: Path) -> str:
+    table = source.attributes.copy()
+    table.index.name = "name"
+    table.insert(0, "split", splits)
+    ordered = [table[table["split"] == split] for split in SPLITS]
+    content = "".join(part.to_csv(header=i == 0, lineterminator="\n") for i, part in enumerate(ordered)).encode()
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,1 @@
+"""Where raw images come from, one module a source."""

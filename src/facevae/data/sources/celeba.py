@@ -1,0 +1,115 @@
+"""CelebA (Liu et al. 2015), as its authors or Kaggle pack it: a folder or a zip of faces, with its tables."""
+
+import re
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+
+from PIL import Image
+
+from facevae.data.image_file import BadImageError, check_file_size, read_image
+from facevae.data.sources.attribute_tables import read_celeba_table, rows_of, to_attributes
+from facevae.data.sources.folder import read_from_folder
+from facevae.data.sources.source import Source
+from facevae.errors import UserError
+
+FOLDER = "img_align_celeba"
+ARCHIVE = "img_align_celeba.zip"
+ATTRIBUTES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
+PARTITION = ("list_eval_partition.txt", "list_eval_partition.csv")
+PARTS = {"0": "train", "1": "validation", "2": "test"}
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)  # of zipfile
+HOW_TO_GET = (
+    "CelebA is at https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and on Kaggle as jessicali9530/celeba-dataset"
+)
+
+
+def open_celeba(root: Path, num_images: int | None, *, official: bool) -> Source:
+    """The aligned faces under `root`, sorted by name.
+
+    Parameters
+    ----------
+    root
+        Holds `img_align_celeba/` (Kaggle's doubled folder too) or `img_align_celeba.zip`, which is read without
+        unpacking, and the tables as .txt or .csv.
+    num_images
+        How many to take from the front; None takes all.
+    official
+        Whether CelebA's own partition is needed.
+
+    Raises
+    ------
+    UserError
+        A file is missing (with where it was looked for and how to get it), the zip is damaged or holds an image twice,
+        or a table is malformed or lacks rows.
+    """
+    folder, archive = _find_folder(root), root / ARCHIVE
+    if folder is not None:
+        names = sorted(path.name for path in folder.glob("*.jpg"))[:num_images]
+        read = partial(read_from_folder, folder, names)
+    elif archive.is_file():
+        members = _list_members(archive)[:num_images]
+        names = [Path(member).name for member in members]
+        read = partial(_read_from_archive, archive, members)
+    else:
+        raise UserError(f"data.root: neither {root / FOLDER}/*.jpg nor {archive} is there. {HOW_TO_GET}")
+    table = _find_table(root, ATTRIBUTES)
+    attributes = to_attributes(read_celeba_table(table), names, table)
+    return Source(names, attributes, read, _read_partition(root, names) if official else None)
+
+
+def _find_folder(root: Path) -> Path | None:
+    candidates = (root / FOLDER, root / FOLDER / FOLDER)
+    return next((folder for folder in candidates if folder.is_dir() and any(folder.glob("*.jpg"))), None)
+
+
+def _find_table(root: Path, choices: tuple[str, ...]) -> Path:
+    for name in choices:
+        if (root / name).is_file():
+            return root / name
+    raise UserError(f"data.root: {root} holds neither {' nor '.join(choices)}. {HOW_TO_GET}")
+
+
+def _read_partition(root: Path, names: Sequence[str]) -> list[str]:
+    path = _find_table(root, PARTITION)
+    table = rows_of(read_celeba_table(path), names, path)
+    if table.shape[1] != 1:
+        raise UserError(f"{path} has {table.shape[1]} values for each image; a partition has one: 0, 1 or 2")
+    codes = table.iloc[:, 0]
+    unknown = codes[~codes.isin(PARTS)]
+    if len(unknown):
+        raise UserError(f"{path}: {unknown.index[0]} is in part {unknown.iloc[0]!r}; allowed are 0, 1 and 2")
+    return [PARTS[code] for code in codes]
+
+
+def _list_members(archive: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [name for name in opened.namelist() if re.fullmatch(rf"(?:{FOLDER}/)*[^/\\]+\.jpg", name)]
+    except DAMAGE as error:
+        raise UserError(f"{archive} is not a whole zip file ({error}): download it again. {HOW_TO_GET}") from error
+    if not members:
+        raise UserError(f"{archive} holds no {FOLDER}/*.jpg. {HOW_TO_GET}")
+    [(name, count)] = Counter(Path(member).name for member in members).most_common(1)
+    if count > 1:
+        raise UserError(f"{archive} holds {name} {count} times: pack it anew, each image once")
+    return sorted(members)
+
+
+@cache
+def _open_archive(archive: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(archive)  # one for each process: their file positions must not be shared
+
+
+def _read_from_archive(archive: Path, members: Sequence[str], position: int) -> Image.Image:
+    try:
+        opened = _open_archive(archive)
+        check_file_size(opened.getinfo(members[position]).file_size)  # no more than it declares is unpacked
+        with opened.open(members[position]) as file:
+            return read_image(file)
+    except DAMAGE as error:
+        raise BadImageError(f"it cannot be read from {archive.name}: {error}") from error

@@ -1,0 +1,103 @@
+"""Training of the attribute classifier."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from facevae.config.schema import ClassifierParams, Precision
+from facevae.data.prepared import varied_attributes
+from facevae.device import autocast
+from facevae.errors import UserError
+from facevae.evaluate.judge import Classifier
+from facevae.model.pixels import to_unit_range
+from facevae.train.optimizers import Adam
+
+
+def train_classifier(
+    images: NDArray[np.uint8],
+    attributes: pd.DataFrame,
+    params: ClassifierParams,
+    precision: Precision,
+    device: torch.device,
+    *,
+    seed: int,
+) -> Classifier:
+    """Train with Adam and a cosine schedule on the cross-entropy of all attributes together.
+
+    Half of the images of each batch are blurred and all are mirrored or not at random, so that the judgement does not
+    turn on the fine grain that a reconstruction lacks.
+
+    Parameters
+    ----------
+    images
+        Shape (N, height, width, channels).
+    attributes
+        Values 0 and 1, one row an image; those that all images share are left out, and where none is left the network
+        stays as it was drawn.
+    seed
+        Determines the initial weights, the order of the images and what is done to them.
+
+    Raises
+    ------
+    UserError
+        The training exploded.
+    """
+    varied = varied_attributes(attributes)
+    torch.manual_seed(seed)
+    classifier = Classifier(images.shape[1], images.shape[3], tuple(varied.columns)).to(device).train()
+    if varied.empty:
+        return classifier.cpu().eval()
+    labels = torch.from_numpy(varied.to_numpy(dtype=np.float32, copy=True)).to(device)
+    num_batches = math.ceil(len(images) / params.batch_size)
+    optimizer = Adam(classifier.parameters())
+    schedule = one_cycle(params.learning_rate, params.epochs * num_batches)
+    order = np.random.default_rng(seed)
+    augmentation = torch.Generator().manual_seed(seed)
+    with tqdm(total=params.epochs * len(images), desc="classifier", unit="image", disable=None) as bar:
+        for _ in range(params.epochs):
+            for chosen in np.array_split(order.permutation(len(images)), num_batches):
+                batch = _augment(to_unit_range(images[chosen], device), augmentation)
+                with autocast(precision, device):
+                    logits = classifier(batch)
+                optimizer.zero_grad()
+                functional.binary_cross_entropy_with_logits(logits, labels[torch.from_numpy(chosen)]).backward()
+                learning_rate, beta1 = next(schedule)
+                optimizer.step(learning_rate, beta1=beta1)
+                bar.update(len(chosen))
+    if not all(torch.isfinite(tensor).all() for tensor in classifier.state_dict().values()):
+        raise UserError(
+            "the training of the classifier has exploded: lower classifier.learning_rate, or set train.precision to "
+            "float32"
+        )
+    return classifier.cpu().eval()
+
+
+def one_cycle(learning_rate: float, num_steps: int) -> Iterator[tuple[float, float]]:
+    """The learning rate and Adam's beta1 of each step: up to `learning_rate` in 0.3 of the steps, then down to nothing.
+
+    The 1-cycle policy (arXiv 1708.07120), with the cosines and the numbers of PyTorch's `OneCycleLR`.
+    """
+    peak, end = 0.3 * num_steps - 1, num_steps - 1
+    for step in range(num_steps):
+        if step <= peak:
+            lowest, height = learning_rate / 25, 0.5 * (1 - math.cos(math.pi * step / peak))
+        else:
+            lowest, height = learning_rate / 250_000, 0.5 * (1 + math.cos(math.pi * (step - peak) / (end - peak)))
+        yield lowest + (learning_rate - lowest) * height, 0.95 - 0.1 * height
+
+
+def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (batch, channel, height, width), of which a random half is blurred and a random half mirrored."""
+    size = images.shape[-1]
+    halved = functional.interpolate(images, size=size // 2, mode="bilinear", antialias=True)
+    blurred = functional.interpolate(halved, size=size, mode="bilinear")
+    is_blurred, is_mirrored = (torch.rand(2, len(images), 1, 1, 1, generator=generator) < 0.5).to(images.device)
+    images = torch.where(is_blurred, blurred, images)
+    return torch.where(is_mirrored, images.flip(3), images)

@@ -1,0 +1,76 @@
+"""How well a trained model redraws images: the terms of the objective, and how alike the pictures are.
+
+Each metric is the mean over all images of a split, and depends on the batch size by rounding only.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from facevae.model import objective
+from facevae.model.inference import reconstructed
+from facevae.model.vae import VAE, Posterior
+
+
+def reconstruction_metrics(
+    model: VAE, images: NDArray[np.uint8], posteriors: Posterior, *, batch_size: int, seed: int
+) -> dict[str, float]:
+    """Measure reconstructions of images (N, height, width, channels) from their posteriors.
+
+    The squared error is that of `mean_squared_error`; PSNR and SSIM take the posterior's mean.
+    """
+    error = mean_squared_error(model, images, posteriors, batch_size=batch_size, seed=seed)
+    kl = float(objective.kl_nats(posteriors).double().mean())
+    columns: dict[str, list[Tensor]] = {"psnr_db": [], "ssim": []}
+    for batch, reconstruction in reconstructed(model, images, posteriors.mean, batch_size):
+        columns["psnr_db"].append(psnr_db(reconstruction, batch))
+        columns["ssim"].append(ssim(reconstruction, batch))
+    means = {name: float(torch.cat(parts).double().mean()) for name, parts in columns.items()}
+    return {"squared_error": error, "kl_nats": kl, "squared_error_plus_kl": error + kl, **means}
+
+
+def mean_squared_error(
+    model: VAE, images: NDArray[np.uint8], posteriors: Posterior, *, batch_size: int, seed: int
+) -> float:
+    """The squared error summed over an image's values, mean over images (N, height, width, channels).
+
+    One latent is drawn from each posterior, with noise that `seed` fixes for each image.
+    """
+    drawn = posteriors.sample(torch.Generator().manual_seed(seed))
+    errors = [
+        objective.squared_error(reconstruction, batch)
+        for batch, reconstruction in reconstructed(model, images, drawn, batch_size)
+    ]
+    return float(torch.cat(errors).double().mean())
+
+
+def psnr_db(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in decibels, for a peak of 1, shape (batch,)."""
+    return -10 * torch.log10((reconstruction - images).square().flatten(1).mean(1))
+
+
+def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Structural similarity of each image, averaged over channels and windows, shape (batch,).
+
+    Wang et al. 2004 ("Image quality assessment"), equation 13, with their window of 11 x 11 pixels weighted by a
+    Gaussian of 1.5 pixels, only where it lies wholly inside the image. Images smaller than the window get the largest
+    odd window that fits.
+    """
+    channels, size = images.shape[1], min(11, images.shape[-1] - 1 + images.shape[-1] % 2)
+    offsets = torch.arange(size, device=images.device) - size // 2
+    weights = torch.exp(-offsets.square() / (2 * 1.5**2))
+    row = (weights / weights.sum()).expand(channels, 1, 1, size)
+    column = row.transpose(2, 3)
+
+    def local_mean(values: Tensor) -> Tensor:
+        return functional.conv2d(functional.conv2d(values, row, groups=channels), column, groups=channels)
+
+    mean_x, mean_y = local_mean(reconstruction), local_mean(images)
+    variance_x = local_mean(reconstruction.square()) - mean_x.square()
+    variance_y = local_mean(images.square()) - mean_y.square()
+    covariance = local_mean(reconstruction * images) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x.square() + mean_y.square() + 0.01**2)
+    structure = (2 * covariance + 0.03**2) / (variance_x + variance_y + 0.03**2)
+    return (luminance * structure).flatten(1).mean(1)

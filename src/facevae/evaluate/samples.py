@@ -1,0 +1,117 @@
+"""What comes of drawing from each prior and decoding: how near to held-out images, and how far from training images."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from facevae.config.schema import EvaluateParams
+from facevae.evaluate.distances import frechet_distance, kernel_distance, nearest_neighbours, sharpness_ratio
+from facevae.evaluate.inception import Inception
+from facevae.evaluate.judge import Classifier, judge
+from facevae.evaluate.sliced_wasserstein import sliced_wasserstein_distance
+from facevae.model.inference import decode_all
+from facevae.model.pixels import batches_of, to_unit_range
+from facevae.model.vae import VAE, Posterior
+from facevae.priors.fitting import FittedPriors
+
+MAX_NEIGHBOURS = 100  # samples whose nearest training image is looked for
+
+
+class Samplers:
+    """The priors of one model as samplers of pictures, beside held-out images.
+
+    Parameters
+    ----------
+    model, classifier, priors
+        What decodes, what gives the features that the distances are taken in, and what is drawn from.
+    images, features, posteriors
+        Held-out images (N, height, width, channels), the classifier's features of them (N, num_features), and their
+        posteriors.
+    params
+        The number of samples, the size of the batches, the weights of Inception.
+    seed
+        Determines the draws and the projections.
+    """
+
+    def __init__(
+        self,
+        model: VAE,
+        classifier: Classifier,
+        priors: FittedPriors,
+        images: NDArray[np.uint8],
+        features: Tensor,
+        posteriors: Posterior,
+        params: EvaluateParams,
+        *,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.classifier = classifier
+        self.priors = priors
+        self.images = images
+        self.features = features
+        self.posteriors = posteriors
+        self.params = params
+        self.seed = seed
+
+    def compared(self, train_images: NDArray[np.uint8]) -> pd.DataFrame:
+        """How near pictures drawn from each prior come to the held-out images; index: sampler.
+
+        For comparison there are the same measures of reconstructions of held-out images, and of training images, which
+        are as near as can be. All sets are of one size, since the distances depend on it.
+        """
+        count = min(self.params.num_samples, len(train_images), len(self.images))
+        real = np.array(self.images[:count])
+        sets = {name: self._draw(name, count) for name in self.priors.priors}
+        sets["reconstructions"] = self._decode(self.posteriors.mean[:count])
+        sets["training images"] = np.array(train_images[:count])
+        real_features = self.features[:count]
+        inception = self._inception()
+        real_inception_features = inception.features(real) if inception else None
+        rows = {}
+        for name, pictures in sets.items():
+            features = judge(self.classifier, pictures, self.params.batch_size).features
+            rows[name] = {
+                "heldout_latent_nats": self.priors.heldout_nats.get(name),
+                "frechet_distance": frechet_distance(features, real_features),
+                "kernel_distance": kernel_distance(features, real_features),
+                "sliced_wasserstein_distance": sliced_wasserstein_distance(real, pictures, seed=self.seed).mean,
+                "sharpness_ratio": sharpness_ratio(pictures, real),
+            }
+            if inception and real_inception_features is not None:
+                distance = frechet_distance(inception.features(pictures), real_inception_features)
+                rows[name]["inception_frechet_distance"] = distance
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("sampler")
+
+    def neighbour_distance_ratio(self, train_images: NDArray[np.uint8]) -> float:
+        """Median distance of samples to the nearest training image over that of reconstructions of held-out images.
+
+        Near 0 the samples are copies of training images; both kinds of pictures are blurred alike.
+        """
+        pictures = {
+            "samples": self._draw(self.priors.best, MAX_NEIGHBOURS),
+            "reconstructions": self._decode(self.posteriors.mean[:MAX_NEIGHBOURS]),
+        }
+        device = torch.device("cpu")
+        medians = {}
+        for name, tiles in pictures.items():
+            queries = to_unit_range(tiles, device)
+            _, distances = nearest_neighbours(queries, batches_of(train_images, self.params.batch_size, device))
+            medians[name] = float(distances.median())
+        return medians["samples"] / medians["reconstructions"]
+
+    def _draw(self, name: str, count: int) -> NDArray[np.uint8]:
+        return self._decode(self.priors.priors[name].sample(count, torch.Generator().manual_seed(self.seed)))
+
+    def _decode(self, latent: Tensor) -> NDArray[np.uint8]:
+        return decode_all(self.model, latent, self.params.batch_size)
+
+    def _inception(self) -> Inception | None:
+        if self.params.inception_weights is None:
+            return None
+        device = self.model.log_sigma.device
+        return Inception(Path(self.params.inception_weights), self.params.batch_size, device)

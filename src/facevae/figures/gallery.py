@@ -1,0 +1,184 @@
+"""The pictures of the figures stage: what each shows, taken from what the stages before have left behind."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from facevae.config.checks import require_known
+from facevae.config.paths import DIRECTIONS, EDITS, HISTORY, LATENT, LEAKAGE, MODEL, PRIORS
+from facevae.config.schema import FiguresParams
+from facevae.data.prepared import PreparedSet
+from facevae.errors import UserError
+from facevae.evaluate.directions import Directions, FittedDirections, load_directions
+from facevae.figures import charts, pictures, png
+from facevae.model import checkpoint
+from facevae.model.binarization import binarize
+from facevae.model.checkpoint import CheckpointHeader, require_shape
+from facevae.model.inference import encode_all
+from facevae.model.vae import VAE
+from facevae.priors.fitting import FittedPriors, load_priors
+from facevae.storage.tables import read_csv
+
+FIGURES = (
+    "losses",
+    "reconstructions",
+    "samples",
+    "samplers",
+    "neighbours",
+    "interpolation",
+    "arithmetic",
+    "strengths",
+    "leakage",
+    "latent_health",
+    "latent_map",
+)
+COLUMNS = 12
+MANIFOLD_STEPS = 15
+MAX_POINTS = 4000
+
+
+@dataclass(frozen=True)
+class Results:
+    """A trained model, what was fitted to its latents, the set, and the tables of training and evaluation."""
+
+    model: VAE
+    header: CheckpointHeader
+    priors: FittedPriors
+    directions: FittedDirections
+    prepared: PreparedSet
+    history: pd.DataFrame
+    latent: pd.DataFrame
+    edits: pd.DataFrame
+    leakage: pd.DataFrame
+
+
+def load_results() -> Results:
+    """All of it, from where the stages write it.
+
+    Raises
+    ------
+    UserError
+        A file is missing, damaged or not what a stage writes: the message names the stage to run again.
+    """
+    model, header = checkpoint.load(MODEL)
+    return Results(
+        model,
+        header,
+        load_priors(PRIORS, fingerprint=header.fingerprint),
+        load_directions(DIRECTIONS, fingerprint=header.fingerprint),
+        PreparedSet(),
+        read_csv(HISTORY, numbers=charts.HISTORY_COLUMNS, stage="train"),
+        read_csv(LATENT, numbers=charts.LATENT_COLUMNS, stage="evaluate"),
+        read_csv(EDITS, numbers=charts.EDIT_COLUMNS, text=("attribute", "method"), stage="evaluate", may_be_empty=True),
+        read_csv(LEAKAGE, numbers=(), text=("attribute",), stage="evaluate", may_be_empty=True),
+    )
+
+
+def render_all(folder: Path, results: Results, params: FiguresParams, seed: int) -> None:
+    """Write the figures into a folder, each under its name in `FIGURES`.
+
+    Raises
+    ------
+    UserError
+        `figures` names an attribute that the set does not have, or a split of fewer than two images or of images of
+        another shape than the model takes.
+    """
+    model, prepared = results.model, results.prepared
+    images = binarize(prepared.images(params.split), results.header.binarization, seed)
+    if len(images) < 2:
+        raise UserError(f"figures.split: {params.split} has {len(images)} image(s), and the figures need two or more")
+    require_shape(images, results.header)
+    directions = results.directions.by_method[results.directions.best]
+    require_known("figures.attributes", params.attributes, directions)
+    require_known(
+        "figures.latent_map_attributes", params.latent_map_attributes, prepared.attributes(params.split).columns
+    )
+    paths = {name: folder / f"{name}.png" for name in FIGURES}
+    charts.save_losses(paths["losses"], results.history)
+    png.save_tiles(
+        paths["reconstructions"],
+        pictures.reconstruct(model, np.array(images[: params.num_reconstructions])),
+        row_labels=("original", "reconstruction"),
+    )
+    best_prior = results.priors.priors[results.priors.best]
+    png.save_tiles(paths["samples"], pictures.sample(model, best_prior, params.num_samples, COLUMNS, seed))
+    _render_samplers(paths["samplers"], results, seed)
+    _render_neighbours(paths["neighbours"], results, seed)
+    _render_interpolation(paths["interpolation"], model, images, params)
+    _render_arithmetic(paths["arithmetic"], model, images, directions, params)
+    _render_edits(paths["strengths"], paths["leakage"], results)
+    posteriors = encode_all(model, images[:MAX_POINTS])
+    draws = posteriors.sample(torch.Generator().manual_seed(seed))
+    charts.save_latent_health(paths["latent_health"], results.latent, draws.numpy())
+    _render_latent_map(paths["latent_map"], model, prepared, posteriors.mean, params)
+
+
+def _render_samplers(path: Path, results: Results, seed: int) -> None:
+    """A row from each prior."""
+    rows = [pictures.sample(results.model, prior, COLUMNS, COLUMNS, seed) for prior in results.priors.priors.values()]
+    png.save_tiles(path, np.concatenate(rows), row_labels=list(results.priors.priors))
+
+
+def _render_neighbours(path: Path, results: Results, seed: int) -> None:
+    """Samples, and below each the training images that come nearest to it."""
+    prior = results.priors.priors[results.priors.best]
+    samples = pictures.sample(results.model, prior, COLUMNS, COLUMNS, seed)
+    tiles = np.concatenate([samples, pictures.nearest(samples[0], results.prepared.images("train"))])
+    png.save_tiles(path, tiles, row_labels=("sample", "nearest training image"))
+
+
+def _render_interpolation(path: Path, model: VAE, images: NDArray[np.uint8], params: FiguresParams) -> None:
+    num_pairs = min(params.num_interpolations, len(images) // 2)
+    pairs = np.array(images[: 2 * num_pairs])
+    tiles = pictures.interpolate(model, pairs[0::2], pairs[1::2], params.interpolation_steps)
+    png.save_tiles(path, tiles, column_labels=("original", *[""] * params.interpolation_steps, "original"))
+
+
+def _render_arithmetic(
+    path: Path, model: VAE, images: NDArray[np.uint8], directions: Directions, params: FiguresParams
+) -> None:
+    if not params.attributes:
+        png.save_note(path, "No latent arithmetic: figures.attributes is empty.")
+        return
+    chosen = np.array(images[np.arange(len(params.attributes)) % len(images)])
+    tiles = pictures.vary_attributes(model, chosen, directions, params.attributes, params.strengths)
+    strengths = [f"{strength:+g}" if strength else "0" for strength in params.strengths]
+    row_labels = charts.in_words(params.attributes)
+    png.save_tiles(path, tiles, row_labels=row_labels, column_labels=("original", *strengths))
+
+
+def _render_edits(strengths: Path, leakage: Path, results: Results) -> None:
+    if results.edits.empty:
+        for path in (strengths, leakage):
+            png.save_note(path, "No edits were judged: no reconstruction shows any of evaluate.attributes.")
+        return
+    charts.save_strengths(strengths, results.edits, results.directions.best)
+    charts.save_leakage(leakage, results.leakage.set_index("attribute"))
+
+
+def _render_latent_map(path: Path, model: VAE, prepared: PreparedSet, means: Tensor, params: FiguresParams) -> None:
+    centre, axes = pictures.principal_plane(means)
+    points = (means - centre) @ axes.T
+    is_whole = model.params.latent_dim == 2
+    scale = torch.ones(2) if is_whole else points.std(0)  # the prior's own, where the plane is the whole latent
+    kind = "latent dimension" if is_whole else "principal axis"
+    charts.save_latent_map(
+        path,
+        pictures.manifold(model, centre, axes, scale, MANIFOLD_STEPS),
+        points.numpy(),
+        _first_attribute(prepared.attributes(params.split)[: len(means)], params.latent_map_attributes),
+        charts.in_words(params.latent_map_attributes),
+        (f"{kind} 1", f"{kind} 2"),
+    )
+
+
+def _first_attribute(table: pd.DataFrame, attributes: Sequence[str]) -> NDArray[np.int64]:
+    """For each row the position of the first of the attributes that it has, or -1."""
+    has = table[list(attributes)].to_numpy(dtype=bool)
+    return np.where(has.any(axis=1), has.argmax(axis=1), -1) if attributes else np.full(len(table), -1)

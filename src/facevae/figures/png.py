@@ -1,0 +1,82 @@
+"""Arrays to PNG, the same bytes for the same arrays.
+
+Pictures are drawn with matplotlib's object interface; pixels of images stay pixels, enlarged by a whole factor.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from facevae.errors import UserError
+from facevae.storage.atomic import write_bytes
+
+DPI = 100
+TILE = 72  # pixels that an image should measure in a picture, or more
+MAX_SIDE = 65_000  # pixels of a picture; matplotlib draws less than 2^16, margins included
+GAP = 2  # white pixels between two images
+
+
+def save_tiles(
+    path: Path,
+    tiles: NDArray[np.uint8],
+    *,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+) -> None:
+    """Write a grid of images (rows, columns, height, width, channels) with its labels.
+
+    Raises
+    ------
+    UserError
+        The picture would be larger than matplotlib draws.
+    """
+    sheet, pitch = sheet_of(tiles)
+    if max(sheet.shape) > MAX_SIDE:
+        raise UserError(
+            f"{path} would measure {sheet.shape[1]} x {sheet.shape[0]} pixels, and {MAX_SIDE} is the most for a side: "
+            "show fewer images"
+        )
+    left = 0.2 + 0.075 * max((len(label) for label in row_labels), default=0)  # inches
+    top, other = 0.15 + 0.2 * bool(column_labels), 0.1
+    height, width = sheet.shape[0] / DPI, sheet.shape[1] / DPI
+    figure = Figure(figsize=(left + width + other, top + height + other), dpi=DPI)
+    total_width, total_height = figure.get_size_inches()
+    box = (left / total_width, other / total_height, width / total_width, height / total_height)
+    axes = figure.add_axes(box)
+    axes.imshow(sheet, interpolation="nearest", aspect="auto")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=9, labeltop=True, labelbottom=False)
+    axes.set_yticks([pitch * (row + 0.5) for row in range(len(row_labels))], row_labels)
+    axes.set_xticks([pitch * (column + 0.5) for column in range(len(column_labels))], column_labels)
+    save_figure(figure, path)
+
+
+def save_note(path: Path, text: str) -> None:
+    """Write a picture that says why there is nothing to show."""
+    figure = Figure(figsize=(6, 1.2), dpi=DPI)
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
+    save_figure(figure, path)
+
+
+def sheet_of(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int]:
+    """All tiles on one white sheet (height, width, 3), and the distance from one to the next in pixels."""
+    rows, columns, height, width, channels = tiles.shape
+    factor = max(1, round(TILE / height))
+    tiles = tiles.repeat(factor, axis=2).repeat(factor, axis=3)
+    height, width = height * factor, width * factor
+    sheet = np.full((rows, height + GAP, columns, width + GAP, channels), 255, np.uint8)
+    sheet[:, :height, :, :width] = tiles.transpose(0, 2, 1, 3, 4)
+    sheet = sheet.reshape(rows * (height + GAP), columns * (width + GAP), channels)[:-GAP, :-GAP]
+    return np.broadcast_to(sheet, (*sheet.shape[:2], 3)) if channels == 1 else sheet, height + GAP
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a drawing."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # no version of matplotlib in the bytes
+    write_bytes(path, buffer.getvalue())

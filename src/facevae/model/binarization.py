@@ -1,0 +1,28 @@
+"""Grey images made black and white, as the Bernoulli likelihood has them."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facevae.config.schema import Binarization
+
+
+def binarize(images: NDArray[np.uint8], binarization: Binarization, seed: int, epoch: int = 0) -> NDArray[np.uint8]:
+    """Images (N, height, width, channels) of levels 0 and 255 alone; for "none" the images as they are.
+
+    "threshold" cuts at 1/2. "fixed" and "per_epoch" draw each pixel white with its intensity as probability
+    (Salakhutdinov and Murray 2008, section 5), the same for every epoch or anew.
+
+    Parameters
+    ----------
+    seed, epoch
+        Fix the draw; images that are not trained on have epoch 0.
+    """
+    match binarization:
+        case "none":
+            return images
+        case "threshold":
+            return np.where(images >= 128, np.uint8(255), np.uint8(0))
+        case "fixed" | "per_epoch":
+            generator = np.random.default_rng([seed, epoch if binarization == "per_epoch" else 0])
+            thresholds = generator.integers(255, size=images.shape, dtype=np.uint8)  # 0 to 254
+            return np.where(thresholds < images, np.uint8(255), np.uint8(0))

@@ -1,0 +1,1 @@
+"""Distributions over the latent, from which samples are decoded."""

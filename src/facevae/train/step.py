@@ -1,0 +1,190 @@
+"""What a step of training does: objective, schedules, clipping, skipping, averaging.
+
+Nothing in a step waits for the device.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from facevae.config.schema import TrainParams
+from facevae.device import autocast
+from facevae.model.objective import LOG_SIGMA_FLOOR, kl_nats, reconstruction_term
+from facevae.model.vae import VAE
+from facevae.train.distributed import ALONE, Workers, share_batch_norm
+from facevae.train.optimizers import Adam
+
+SIGMA_FACTOR = 10  # times the learning rate: alone it has as far to go as all weights together, in steps of that size
+
+
+class StepReport(NamedTuple):
+    """Reconstruction and KL (2,), sums over this process's images; the gradient's norm; whether it was skipped."""
+
+    terms: Tensor
+    norm: Tensor
+    skipped: Tensor
+
+
+class Objective(nn.Module):
+    """The two terms of a model's loss."""
+
+    def __init__(self, model: VAE, params: TrainParams, device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        self._params = params
+        self._device = device
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Reconstruction and KL (2,), sums over images (batch, channel, height, width) with noise (batch, latent_dim).
+
+        They are in float32 whatever the network is in.
+        """
+        with autocast(self._params.precision, self._device):
+            posterior = self.model.encode(images)
+            reconstruction = self.model.decode(posterior.at(noise))
+        likelihood, log_sigma = self._params.likelihood, self.model.log_sigma
+        errors = reconstruction_term(likelihood, reconstruction, images, log_sigma)
+        return torch.stack([errors.sum(), kl_nats(posterior).sum()])
+
+
+class Optimization:
+    """A model with its optimiser, as they go from step to step.
+
+    Attributes
+    ----------
+    model
+        What is trained.
+    validated
+        What is validated and kept: the model itself, or the average of its weights over the steps.
+    validation_objective
+        Its objective.
+    step
+        How many steps lie behind, those that were skipped among them.
+    """
+
+    def __init__(
+        self,
+        model: VAE,
+        params: TrainParams,
+        steps_per_epoch: int,
+        device: torch.device,
+        workers: Workers = ALONE,
+    ) -> None:
+        if workers.size > 1:
+            share_batch_norm(model, device)
+        self.model = model
+        self.params = params
+        self.steps_per_epoch = steps_per_epoch
+        self.step = 0
+        model.log_sigma.requires_grad_(params.likelihood == "gaussian")
+        self.adam = Adam(weight for weight in model.parameters() if weight is not model.log_sigma)
+        self.sigma_adam = Adam([model.log_sigma] if model.log_sigma.requires_grad else [])
+        self.validated = model if params.average_decay is None else copy.deepcopy(model)
+        self.validation_objective = Objective(self.validated, params, device)
+        self._objective = workers.parallel(Objective(model, params, device))
+        self._num_workers = workers.size
+
+    def take_step(self, parts: Sequence[tuple[Tensor, Tensor]], num_images: int) -> StepReport:
+        """Update the weights by a batch.
+
+        Parameters
+        ----------
+        parts
+            What this process computes of it, one after the other: images (batch, channel, height, width) and noise
+            (batch, latent_dim).
+        num_images
+            How many the batch has in all.
+        """
+        buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch normalisation's running statistics
+        for adam in (self.adam, self.sigma_adam):
+            adam.zero_grad()
+        terms = torch.stack([self._add_gradients(*part, num_images, part is parts[-1]) for part in parts]).sum(0)
+        trained = [*self.adam.weights, *self.sigma_adam.weights]
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in trained if weight.grad is not None])
+        skip = ~torch.isfinite(norm)
+        if self.params.skip_gradient_norm is not None:
+            skip |= norm > self.params.skip_gradient_norm
+        limit = self.params.clip_gradient_norm
+        divisor = None if limit is None else (norm / limit).clamp(min=1)
+        learning_rate = self.learning_rate(self.step)
+        self.adam.step(learning_rate, divisor=divisor, skip=skip)
+        self.sigma_adam.step(SIGMA_FACTOR * learning_rate, divisor=divisor, skip=skip)
+        self.model.log_sigma.data.clamp_(min=LOG_SIGMA_FLOOR)
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(torch.where(skip, before, buffer))
+        self.step += 1
+        if self.params.average_decay is not None:
+            self._average(self.params.average_decay)
+        return StepReport(terms, norm, skip)
+
+    def _add_gradients(self, images: Tensor, noise: Tensor, num_images: int, is_last: bool) -> Tensor:
+        """Add the gradients of a part of a batch, of all processes once they have the last one; give its terms."""
+        objective = self._objective
+        with objective.no_sync() if isinstance(objective, DistributedDataParallel) and not is_last else nullcontext():
+            terms: Tensor = objective(images, noise)
+            reconstruction, kl = terms
+            kl_weight = kl_weight_at(self.params, (self.step + 1) / self.steps_per_epoch)
+            # DistributedDataParallel takes the mean over the processes of what is to be the mean over the images
+            ((reconstruction + kl_weight * kl) * (self._num_workers / num_images)).backward()
+        return terms.detach()
+
+    def learning_rate(self, step: int) -> float:
+        """That of a step, counted from 0."""
+        return learning_rate_at(self.params, step, self.params.epochs * self.steps_per_epoch)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, their average and the optimiser's moments, by name; not copies."""
+        named = {f"model.{name}": weight for name, weight in self.model.state_dict().items()}
+        if self.validated is not self.model:
+            named |= {f"average.{name}": weight for name, weight in self.validated.state_dict().items()}
+        for index, moments in enumerate(self._moments()):
+            named |= {f"optimizer.{index}.{name}": moment for name, moment in moments.items()}
+        return named
+
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Be again as after `step` steps, by what `tensors` gave then."""
+        self.step = step
+        self.model.load_state_dict(with_prefix(tensors, "model."))
+        if self.validated is not self.model:
+            self.validated.load_state_dict(with_prefix(tensors, "average."))
+        for index, moments in enumerate(self._moments()):
+            for name, stored in with_prefix(tensors, f"optimizer.{index}.").items():
+                moments[name].copy_(stored)
+
+    def _moments(self) -> list[dict[str, Tensor]]:
+        return self.adam.moments + self.sigma_adam.moments
+
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        """Move what is validated a little towards the weights (Polyak and Juditsky 1992), more in the first steps."""
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        for average, current in zip(
+            self.validated.state_dict().values(), self.model.state_dict().values(), strict=True
+        ):
+            if average.is_floating_point():
+                average.lerp_(current, 1 - decay)
+            else:  # the number of batches that batch normalisation has seen
+                average.copy_(current)
+
+
+def learning_rate_at(params: TrainParams, step: int, num_steps: int) -> float:
+    """The learning rate of a step, counted from 0: linear warm-up, then constant or half a cosine down to zero."""
+    warmup = min(1.0, (step + 1) / (params.learning_rate_warmup_steps + 1))
+    decay = 0.5 * (1 + math.cos(math.pi * step / num_steps)) if params.learning_rate_decay == "cosine" else 1.0
+    return params.learning_rate * warmup * decay
+
+
+def kl_weight_at(params: TrainParams, epochs: float) -> float:
+    """The weight of the KL term after `epochs` (a fraction will do): it rises from 0 to beta during the warm-up."""
+    return params.beta * min(1.0, epochs / params.kl_warmup_epochs) if params.kl_warmup_epochs else params.beta
+
+
+def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -114,8 +114,18 @@ SMALL: dict[str, Any] = {
 }
 
 
+SLOW_FIXTURES = {"project", "copy", "experiments", "inception_weights"}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--num-experiments", type=int, default=2, help="how many DVC experiments the tests queue")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests slow whose fixtures run the pipeline by DVC or take seconds to make."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
 
 
 def small_tree(**changes: object) -> dict[str, Any]:

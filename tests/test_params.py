@@ -26,7 +26,7 @@ def test_celeba_preset_is_the_documented_original() -> None:
     assert (params.data.validation_fraction, params.data.test_fraction) == (0.2, 0.0)
 
 
-def test_the_other_presets_are_the_originals_too() -> None:
+def test_the_other_original_presets_keep_their_settings() -> None:
     script, mnist = (load_params(ROOT / "presets" / f"{name}.yaml") for name in ("celeba-script", "mnist"))
     assert script.model.channels == (128, 256, 256, 256, 256, 256)
     assert script.model.strides == (1, 2, 2, 2, 2, 1)
@@ -37,7 +37,7 @@ def test_the_other_presets_are_the_originals_too() -> None:
     assert (mnist.train.batch_size, mnist.train.learning_rate, mnist.train.epochs) == (64, 0.0005, 200)
 
 
-def test_all_bad_keys_are_told_at_once() -> None:
+def test_all_bad_keys_are_listed_at_once() -> None:
     tree = small_tree(train__epochs="abc", data__source="x", seed=None)
     del tree["model"]["dropout"]
     with pytest.raises(UserError) as error:

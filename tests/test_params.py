@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,11 @@ def test_every_key_is_required(key: str) -> None:
     del section[name]
     with pytest.raises(UserError, match=rf"{key}: missing"):
         parse_params(tree, "params.yaml")
+
+
+def test_the_documentation_lists_every_key() -> None:
+    sections = re.split("^## ", (ROOT / "docs" / "parameters.md").read_text(), flags=re.MULTILINE)
+    listed = {section.partition("\n")[0]: re.findall(r"^\| `(\w+)` ", section, re.MULTILINE) for section in sections}
+    for name, keys in small_tree().items():
+        if isinstance(keys, dict):
+            assert sorted(listed[name]) == sorted(keys)

@@ -133,7 +133,10 @@ def without_table(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
-    [(without_images, "found neither"), (without_table, "holds neither list_attr_celeba.txt nor")],
+    [
+        (without_images, "img_align_celeba.zip. Download CelebA"),
+        (without_table, "holds neither list_attr_celeba.txt nor"),
+    ],
 )
 def test_missing_celeba_files_are_reported(celeba: Path, break_it: Callable[[Path], None], message: str) -> None:
     break_it(celeba)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # listed, as Pillow passes PostScript to a program
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would hand PostScript to a program
 MAX_FILE_BYTES = 2**28  # some decoders hold the whole file; Pillow's limit on pixels allows fewer bytes of RGB
 
 
@@ -57,7 +57,7 @@ def read_image(file: Path | IO[bytes]) -> Image.Image:
 
 
 def check_file_size(num_bytes: int) -> None:
-    """Raise a `BadImageError` if the unpacked size of a file is above `MAX_FILE_BYTES`."""
+    """Raise a `BadImageError` if the size of a file, unpacked, is above `MAX_FILE_BYTES`."""
     if num_bytes > MAX_FILE_BYTES:
         raise BadImageError(f"it has {num_bytes:,} bytes; the limit is {MAX_FILE_BYTES:,}")
 

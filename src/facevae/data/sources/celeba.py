@@ -103,7 +103,7 @@ def _list_members(archive: Path) -> list[str]:
 
 @cache
 def _open_archive(archive: Path) -> zipfile.ZipFile:
-    return zipfile.ZipFile(archive)  # one for each process, because an open file shares its position
+    return zipfile.ZipFile(archive)  # one per process, because forks would share the position in the file
 
 
 def _read_from_archive(archive: Path, members: Sequence[str], position: int) -> Image.Image:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from facevae.config.schema import DataParams
 from facevae.data.preparation import prepare
-from facevae.data.sources.by_name import open_source
+from facevae.data.sources.dispatch import open_source
 
 COUNTS = (8000, 32000, 202_599)
 SIZE, SQUARE = (178, 218), (0, 20, 178, 198)

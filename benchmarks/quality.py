@@ -29,7 +29,7 @@ from facevae.config.params import parse_params
 from facevae.config.schema import EvaluateParams, ModelParams, Params, TrainParams
 from facevae.data.preparation import prepare
 from facevae.data.prepared import PreparedSet
-from facevae.data.sources.by_name import open_source
+from facevae.data.sources.dispatch import open_source
 from facevae.device import autocast, set_up_device
 from facevae.errors import UserError, reported_errors
 from facevae.evaluate.edits import RANDOM

@@ -28,7 +28,7 @@ from PIL import Image
 from facevae.config.params import parse_params
 from facevae.config.schema import Params
 from facevae.data.preparation import prepare
-from facevae.data.sources.by_name import open_source
+from facevae.data.sources.dispatch import open_source
 from facevae.errors import UserError
 from facevae.priors import coupling_flow
 from facevae.tracking import stage_run

@@ -71,10 +71,10 @@ def test_a_whole_file_of_another_version_is_refused(tmp_path: Path) -> None:
     model = saved(path)
     _, header = checkpoint.load(path)
     write_tensors(path, model.state_dict(), OtherHeader(fingerprint="abc"))
-    with pytest.raises(UserError, match="vae.safetensors is not of this version of facevae"):
+    with pytest.raises(UserError, match="vae.safetensors does not match this version of facevae"):
         checkpoint.load(path)
     write_tensors(path, {"other": torch.zeros(1)}, header)
-    with pytest.raises(UserError, match="vae.safetensors is not of this version of facevae"):
+    with pytest.raises(UserError, match="vae.safetensors does not match this version of facevae"):
         checkpoint.load(path)
 
 
@@ -82,7 +82,7 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     header = json.dumps({"__metadata__": {"format": "pt"}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(UserError, match="damaged, or not a file of facevae"):
+    with pytest.raises(UserError, match="damaged, or was not written by facevae"):
         checkpoint.load(path)
 
 

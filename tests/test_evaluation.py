@@ -232,7 +232,9 @@ def test_what_cannot_be_measured_is_told_by_its_key(prepared: PreparedSet) -> No
     params = small_params(evaluate__attributes=["Bald"])
     model, header = trained(prepared, params)
     classifier = Classifier(8, 3, ("Odd",)).eval()
-    with pytest.raises(UserError, match="evaluate.attributes: 'Bald' is no attribute of this set; there are Odd"):
+    with pytest.raises(
+        UserError, match="evaluate.attributes: 'Bald' is not an attribute of this data set. Known attributes: Odd"
+    ):
         evaluate(model, header, classifier, prepared, params.evaluate, seed=0)
 
 

@@ -139,10 +139,13 @@ def test_where_no_edit_was_judged_the_figures_say_so(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"figures__attributes": ["Even"]}, "figures.attributes: 'Even' is no attribute of this set; there are Odd"),
+        (
+            {"figures__attributes": ["Even"]},
+            "figures.attributes: 'Even' is not an attribute of this data set. Known attributes: Odd",
+        ),
         (
             {"figures__attributes": ["Odd"], "figures__latent_map_attributes": ["Old"]},
-            "figures.latent_map_attributes: 'Old' is no attribute of this set; there are Even, Odd",
+            "figures.latent_map_attributes: 'Old' is not an attribute of this data set. Known attributes: Even, Odd",
         ),
     ],
 )

@@ -57,7 +57,9 @@ def load(path: Path) -> tuple[VAE, CheckpointHeader]:
     )
     params = header.model
     if max(len(params.channels), len(params.strides), params.residual_blocks) > len(tensors):
-        raise UserError(f"{path} is not of this version of facevae: it holds fewer tensors than its model has layers")
+        raise UserError(
+            f"{path} does not match this version of facevae: it holds fewer tensors than its model has layers"
+        )
     model = build_module(path, lambda: VAE(params, header.image_size, header.image_channels), tensors)
     if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         raise UserError(

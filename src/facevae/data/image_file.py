@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +19,7 @@ class BadImageError(Exception):
     """A file that cannot be used as an image; the message says why."""
 
 
-def read_image(file: Path | IO[bytes]) -> Image.Image:
+def read_image(file: Path | IO[bytes] | Image.Image) -> Image.Image:
     """Decode one image, upright and with 8 bits a channel.
 
     The content decides of which kind a file is, not its name. EXIF rotation is applied, 16-bit grey is scaled to 8
@@ -44,7 +44,7 @@ def read_image(file: Path | IO[bytes]) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of metadata, which is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
+            with nullcontext(file) if isinstance(file, Image.Image) else Image.open(file, formats=FORMATS) as image:
                 image.load()  # what needs no conversion is returned as it is, and the file will be closed
                 return _upright(_to_eight_bits(image), _orientation(image))
     except UnidentifiedImageError as error:

@@ -25,7 +25,7 @@ def run(*command: str | Path, folder: Path, library: Path) -> str:
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
     """A folder into which the package has been installed from a wheel, without a network."""
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"facevae-{facevae.__version__}-py3-none-any.whl"

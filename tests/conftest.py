@@ -17,6 +17,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -30,7 +31,11 @@ from facevae.config.schema import Params
 from facevae.data.preparation import prepare
 from facevae.data.sources.dispatch import open_source
 from facevae.errors import UserError
+from facevae.evaluate.directions import FittedDirections, fit_directions, save_directions
+from facevae.model import checkpoint
+from facevae.model.vae import Posterior, new_model
 from facevae.priors import coupling_flow
+from facevae.priors.fitting import fit_priors, save_priors
 from facevae.tracking import stage_run
 
 ROOT = Path(__file__).parent.parent
@@ -406,6 +411,24 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("avatars") / "prepared"
     params = small_params()
     prepare(open_source(params.data, params.seed), params.data, params.seed, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model for 8 x 8 images, its directions and priors in models/, and the images a.png and b.jpg."""
+    folder = tmp_path_factory.mktemp("trained")
+    params = small_params()
+    model = new_model(params.model, 8, 3, seed=0)
+    checkpoint.save(folder / "models" / "vae.safetensors", model, params.train, crop=12, fingerprint="abc")
+    attributes = pd.DataFrame({"Smiling": [0, 1, 0, 1], "Eyeglasses": [0, 0, 1, 1]})
+    posteriors = Posterior(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 3))
+    directions = FittedDirections(fit_directions(posteriors.mean, attributes, 0.5), "joint")
+    save_directions(folder / "models" / "directions.safetensors", directions, fingerprint="abc")
+    priors = fit_priors(posteriors, posteriors, seed=0)
+    save_priors(folder / "models" / "priors.safetensors", priors, fingerprint="abc")
+    for name, pixels in zip(("a.png", "b.jpg"), disc_images(2, size=20), strict=True):
+        Image.fromarray(pixels).save(folder / name)
     return folder
 
 

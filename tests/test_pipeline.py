@@ -118,9 +118,10 @@ def test_rooms_are_packages_without_code() -> None:
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
-    for path in LIBRARY.rglob("*.py"):
-        seen: set[Path] = set()
-        waiting = imported_files(path)
+    api = LIBRARY / "__init__.py"  # imports the model's class only when `load` is called
+    for path in set(LIBRARY.rglob("*.py")) - {api}:
+        seen = {api}
+        waiting = imported_files(path) - seen
         while waiting:
             current = waiting.pop()
             assert current != path, path

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +19,7 @@ class BadImageError(Exception):
     """A file cannot be used as an image. The message says why."""
 
 
-def read_image(file: Path | IO[bytes]) -> Image.Image:
+def read_image(file: Path | IO[bytes] | Image.Image) -> Image.Image:
     """Decode one image, upright and with 8 bits per channel.
 
     The format is recognised by content, not by name. EXIF rotation is applied, 16-bit grey is scaled to 8 bits,
@@ -44,7 +44,7 @@ def read_image(file: Path | IO[bytes]) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about metadata, which is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
+            with nullcontext(file) if isinstance(file, Image.Image) else Image.open(file, formats=FORMATS) as image:
                 image.load()  # before the file is closed, because an image may be returned unconverted
                 return _upright(_to_eight_bits(image), _orientation(image))
     except UnidentifiedImageError as error:

@@ -4,7 +4,7 @@ Everything returned is uint8 of shape (rows, columns, height, width, channels).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -29,11 +29,15 @@ def reconstruct(model: VAE, images: NDArray[np.uint8]) -> Tiles:
 
 def sample(model: VAE, prior: Prior, num_samples: int, num_columns: int, seed: int) -> Tiles:
     """Pictures decoded from draws of a prior; the rest of the last row is white."""
-    pixels = decode_all(model, prior.sample(num_samples, torch.Generator().manual_seed(seed)))
-    num_rows = math.ceil(num_samples / num_columns)
-    tiles = np.full((num_rows * num_columns, *pixels.shape[1:]), 255, np.uint8)
-    tiles[:num_samples] = pixels
-    return tiles.reshape(num_rows, num_columns, *pixels.shape[1:])
+    return in_rows(decode_all(model, prior.sample(num_samples, torch.Generator().manual_seed(seed))), num_columns)
+
+
+def in_rows(images: NDArray[np.uint8], num_columns: int) -> Tiles:
+    """Images (N, height, width, channels) in rows of `num_columns`; the rest of the last row is white."""
+    num_rows = math.ceil(len(images) / num_columns)
+    tiles = np.full((num_rows * num_columns, *images.shape[1:]), 255, np.uint8)
+    tiles[: len(images)] = images
+    return tiles.reshape(num_rows, num_columns, *images.shape[1:])
 
 
 def nearest(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> Tiles:
@@ -96,15 +100,3 @@ def manifold(model: VAE, centre: Tensor, axes: Tensor, scale: Tensor, num_steps:
     quantiles = torch.from_numpy(ndtri((np.arange(num_steps) + 0.5) / num_steps)).float()
     rows = centre + quantiles.flip(0)[:, None, None] * scale[1] * axes[1]
     return decode_all(model, rows + quantiles[None, :, None] * scale[0] * axes[0])
-
-
-def edit_image(model: VAE, image: NDArray[np.uint8], directions: Directions, steps: Mapping[str, float]) -> Tiles:
-    """An image (height, width, channels), its reconstruction, and that moved along several directions, in one row.
-
-    `steps` gives for each attribute how far, in multiples of its direction.
-    """
-    latent = encode_all(model, image[None]).mean[0]
-    moved = latent
-    for attribute, strength in steps.items():
-        moved = edit(moved, direction_of(directions, attribute), strength)
-    return np.concatenate([image[None], decode_all(model, torch.stack([latent, moved]))])[None]

@@ -131,7 +131,7 @@ def test_the_model_may_lie_elsewhere() -> None:
 
 
 BAD = [  # arguments, what the error says
-    ("edit a.png --add Smile", "no attribute 'Smile'; there are: Eyeglasses, Smiling"),
+    ("edit a.png --add Smile", "unknown attribute 'Smile'. Known attributes: Eyeglasses, Smiling"),
     ("edit a.png --add Smiling --remove Smiling", "Smiling: to be added and removed at once"),
     ("edit a.png", "give --add ATTRIBUTE or --remove ATTRIBUTE"),
     ("edit a.png --add Smiling --directions no.safetensors", "no.safetensors is missing"),
@@ -207,7 +207,7 @@ def test_a_misused_command_is_told_with_status_two(arguments: str, message: str)
 
 @pytest.mark.usefixtures("folder")
 def test_more_images_than_a_picture_holds_are_refused() -> None:
-    with pytest.raises(UserError, match="wide.png would measure .* pixels, and 65000 is the most for a side"):
+    with pytest.raises(UserError, match="wide.png would be .* pixels, but a side can have at most 65000"):
         call("reconstruct", *["a.png"] * 450, "-o", "wide.png")
     assert not Path("wide.png").exists()
 

@@ -37,8 +37,8 @@ CHANGE_COLUMNS = (*KEY, "judged", "change")
 class EditStudy:
     """The effects of edits, as the classifier judges them.
 
-    Only images count whose reconstruction is judged to have, or to lack, the edited attribute as the image does. An
-    attribute without such images has no rows.
+    An image counts only if the classifier judges its reconstruction correctly: with the edited attribute if the image
+    has it, without it otherwise. An attribute without such images has no rows.
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ def _random_directions(latent: Tensor, length: Tensor, generator: np.random.Gene
 
 
 class _Subjects:
-    """The images that can be edited: those whose reconstruction is judged to have the attribute if the image has it."""
+    """The images whose edits count: the classifier judges the attribute in their reconstruction correctly."""
 
     def __init__(
         self,

@@ -186,8 +186,8 @@ def test_misuse_exits_with_status_two(arguments: str, message: str) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_too_many_images_for_one_picture_are_refused() -> None:
-    with pytest.raises(UserError, match="wide.png would .* pixels.* 65000"):
+def test_more_images_than_a_picture_holds_are_refused() -> None:
+    with pytest.raises(UserError, match="wide.png would be .* pixels, but a side can have at most 65000"):
         call("reconstruct", *["a.png"] * 450, "-o", "wide.png")
     assert not Path("wide.png").exists()
 

@@ -46,7 +46,7 @@ def prepared(write_images: Callable[..., Path], tmp_path: Path) -> PreparedSet:
 
 
 def results_of(prepared: PreparedSet, params: Params) -> Results:
-    """Those of a model that was not trained."""
+    """Results of an untrained model."""
     torch.manual_seed(0)
     model = VAE(params.model, 8, 3).eval()
     header = CheckpointHeader(
@@ -70,7 +70,7 @@ def render(folder: Path, prepared: PreparedSet, params: Params) -> list[Path]:
 
 
 @pytest.mark.parametrize(("latent_dim", "attributes"), [(2, []), (5, ["Odd"])])
-def test_every_figure_is_rendered_the_same_twice(
+def test_every_figure_has_the_same_bytes_twice(
     prepared: PreparedSet, tmp_path: Path, latent_dim: int, attributes: list[str]
 ) -> None:
     params = small_params(
@@ -86,7 +86,7 @@ def test_every_figure_is_rendered_the_same_twice(
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_the_figures_show_what_they_say(
+def test_figures_show_the_images_they_name(
     prepared: PreparedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: SplitName
 ) -> None:
     shown: dict[str, NDArray[np.uint8]] = {}
@@ -124,7 +124,7 @@ def test_the_figures_show_what_they_say(
     assert list(coloured_by[0]) == [0 if odd else -1 for odd in prepared.attributes(split)["Odd"]]
 
 
-def test_where_no_edit_was_judged_the_figures_say_so(
+def test_figures_say_if_no_edit_was_judged(
     prepared: PreparedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: dict[str, str] = {}
@@ -149,7 +149,7 @@ def test_where_no_edit_was_judged_the_figures_say_so(
         ),
     ],
 )
-def test_an_unknown_attribute_is_told_by_its_key(
+def test_unknown_attribute_names_the_key(
     prepared: PreparedSet, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError) as error:

@@ -1,4 +1,4 @@
-"""Curves, maps and clouds of points as PNG: what the numbers of a run look like."""
+"""Draw the numbers of a run as PNG: curves, bars, scatter plots and matrices."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,9 +25,9 @@ def save_losses(path: Path, history: pd.DataFrame) -> None:
 
 
 def draw_losses(history: pd.DataFrame) -> Figure:
-    """Total, reconstruction and KL over the epochs, for training and validation.
+    """Plot the loss and its two terms over the epochs, for training and validation.
 
-    The epoch of the lowest validation loss, whose weights are kept, is marked.
+    The best epoch, whose weights are kept, is marked: it has the lowest validation loss.
     """
     figure = Figure(figsize=(10.5, 3.4), dpi=DPI, layout="constrained")
     best_row = history.iloc[int(history["validation_loss"].to_numpy().argmin())]
@@ -40,7 +40,7 @@ def draw_losses(history: pd.DataFrame) -> Figure:
         label = f"Best epoch ({best_epoch}): {best:.1f}"
         axes.plot(best_epoch, best, "o", color="tab:orange", markersize=5, label=label)
         values = history[[f"train_{column}", f"validation_{column}"]]
-        if len(history) > 2:  # the first epoch would squeeze all others
+        if len(history) > 2:  # the first epoch would flatten all others
             later = values.iloc[1:].to_numpy()
             margin = 0.08 * (later.max() - later.min()) + 1e-9
             axes.set_ylim(later.min() - margin, later.max() + margin)
@@ -61,7 +61,7 @@ def save_latent_map(
     names: Sequence[str],
     axis_labels: tuple[str, str],
 ) -> None:
-    """Draw the decoded plane beside the scatter of the images' posterior means in it.
+    """Draw a decoded plane of the latent space beside a scatter plot of the images' posterior means.
 
     Parameters
     ----------
@@ -70,9 +70,9 @@ def save_latent_map(
     points
         Coordinates of the images in the plane, (N, 2).
     categories
-        For each image the position in `names` that colours it; -1 for none.
+        Index into `names` for each image, which decides its colour; -1 for none. Shape (N,).
     axis_labels
-        What the two coordinates are.
+        Names of the two coordinates.
     """
     figure = Figure(figsize=(12, 5.6), dpi=DPI, layout="constrained")
     plane, scatter = figure.subplots(1, 2, width_ratios=(1, 1.15))
@@ -92,12 +92,12 @@ def save_latent_map(
 
 
 def save_latent_health(path: Path, table: pd.DataFrame, draws: NDArray[np.float32]) -> None:
-    """Draw how much each latent dimension says, and how the latents of images lie against the prior.
+    """Draw the KL and the aggregate moments of each latent dimension, and compare drawn latents with the prior.
 
     Parameters
     ----------
     table
-        As `latent_health.latent_table` makes it.
+        The result of `evaluate.latent.latent_table`.
     draws
         One latent from the posterior of each image, (N, latent_dim).
     """
@@ -123,10 +123,10 @@ def save_latent_health(path: Path, table: pd.DataFrame, draws: NDArray[np.float3
 
 
 def save_strengths(path: Path, table: pd.DataFrame, best_method: str) -> None:
-    """Draw the success of edits over their strength, a panel for each attribute and a curve for each method.
+    """Plot the success of edits over their strength, with one panel per attribute and one curve per method.
 
-    The band is the bootstrap interval of the best method, the dashed curve its leakage; `table` is that of an
-    `edits.EditStudy`.
+    The band is the bootstrap interval of the best method; the dashed curve is its leakage. `table` is that of an
+    `evaluate.edits.EditStudy`.
     """
     attributes = list(table["attribute"].unique())
     num_columns = min(4, len(attributes))
@@ -159,7 +159,7 @@ def save_strengths(path: Path, table: pd.DataFrame, best_method: str) -> None:
 
 
 def save_leakage(path: Path, changes: pd.DataFrame) -> None:
-    """Draw what an edit of each attribute (rows) does to the probability of every attribute (columns)."""
+    """Draw how an edit of each attribute (rows) changes the probability of every attribute (columns)."""
     num_rows, num_columns = changes.shape
     figure = Figure(figsize=(2.6 + 0.32 * num_columns, 2.4 + 0.32 * num_rows), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -175,5 +175,5 @@ def save_leakage(path: Path, changes: pd.DataFrame) -> None:
 
 
 def in_words(names: Iterable[str]) -> list[str]:
-    """The names of attributes as people write them."""
+    """Replace the underscores in names of attributes by spaces."""
     return [name.replace("_", " ") for name in names]

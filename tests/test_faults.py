@@ -75,7 +75,7 @@ def test_a_training_whose_results_find_no_space_goes_on_where_it_was(
         patch.setattr(checkpoint, "write_tensors", refuse(errno.ENOSPC))
         assert "models/vae.safetensors: No space left on device: free space there" in failure_of("train", capsys)
     run_stage("train")
-    assert "training goes on after epoch 2" in caplog.text
+    assert "training continues after epoch 2" in caplog.text
     assert contents(work_tree) == before
 
 

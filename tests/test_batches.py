@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("num_images", "batch_size", "sizes"), [(9, 4, [4, 5]), (10, 4, [4, 4, 2]), (1, 4, [1]), (8, 4, [4, 4])]
 )
-def test_a_last_batch_of_one_image_joins_the_one_before(num_images: int, batch_size: int, sizes: list[int]) -> None:
+def test_a_single_last_image_joins_the_batch_before(num_images: int, batch_size: int, sizes: list[int]) -> None:
     order = np.random.default_rng(0).permutation(num_images)
     found = list(index_batches(order, batch_size))
     assert [len(batch) for batch in found] == sizes
@@ -29,14 +29,14 @@ def test_a_last_batch_of_one_image_joins_the_one_before(num_images: int, batch_s
     ("num_images", "micro_batch_size", "parts"),
     [(7, None, [(0, 7)]), (7, 7, [(0, 7)]), (7, 3, [(0, 2), (2, 4), (4, 7)]), (2, 8, [(0, 2)])],
 )
-def test_parts_are_no_larger_than_a_micro_batch(
+def test_parts_are_at_most_a_micro_batch(
     num_images: int, micro_batch_size: int | None, parts: list[tuple[int, int]]
 ) -> None:
     assert parts_of(num_images, micro_batch_size) == parts
 
 
 @pytest.mark.parametrize("resident", [False, True])
-def test_images_are_read_in_the_order_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, resident: bool) -> None:
+def test_images_are_read_in_the_requested_order(monkeypatch: pytest.MonkeyPatch, resident: bool) -> None:
     monkeypatch.setattr(batches, "_may_reside", lambda *_: resident)
     monkeypatch.setattr(batches, "UPLOAD", 7)
     order = np.random.default_rng(0).permutation(20)
@@ -47,7 +47,7 @@ def test_images_are_read_in_the_order_that_is_asked_for(monkeypatch: pytest.Monk
     assert len(reader) == 20
 
 
-def test_the_next_batches_are_read_while_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     started, go_on = threading.Semaphore(0), threading.Event()
     gather = ImageReader._gather
 

@@ -74,7 +74,7 @@ def test_training_resumes_after_a_full_disk(
         patch.setattr(checkpoint, "write_tensors", refuse(errno.ENOSPC))
         assert "models/vae.safetensors: No space left on device: free some space there" in failure_of("train", capsys)
     run_stage("train")
-    assert "training goes on after epoch 2" in caplog.text
+    assert "training continues after epoch 2" in caplog.text
     assert contents(work_tree) == before
 
 

@@ -92,7 +92,7 @@ def test_code_that_matters_changes_the_fingerprint(package: Path, path: str, bef
         ("src/facevae/errors.py", "memory ran out", "no memory is left"),
         ("src/facevae/config/checks.py", "is not divisible by", "cannot be divided by"),
         ("src/facevae/storage/tensors.py", "its content does not match its digest", "it is broken"),
-        ("src/facevae/train/loop.py", "steps of one epoch had a gradient", "steps had a gradient"),
+        ("src/facevae/train/epoch.py", "steps of one epoch had a gradient", "steps had a gradient"),
         ("src/facevae/train/resume.py", "training starts over", "starting over"),
         ("src/facevae/model/vae.py", '"""', '"""Edited. '),
         ("src/facevae/train/step.py", "self.step = 0", "self.step = 0  # edited"),

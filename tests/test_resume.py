@@ -42,13 +42,13 @@ def assert_equal(loaded: Progress | None, expected: Progress = PROGRESS) -> None
         assert torch.equal(loaded.tensors[name], tensor)
 
 
-def test_what_was_saved_is_found_again_by_its_fingerprint_alone() -> None:
+def test_progress_is_found_only_by_its_fingerprint() -> None:
     ResumeFile("mine").save(PROGRESS)
     assert_equal(ResumeFile("mine").load())
     assert ResumeFile("other").load() is None
 
 
-def test_the_last_progress_takes_the_place_of_the_one_before() -> None:
+def test_saving_replaces_earlier_progress() -> None:
     later = Progress([*PROGRESS.rows, {"epoch": 3, "train_loss": 1.0}], PROGRESS.tensors)
     file = ResumeFile("mine")
     file.save(PROGRESS)
@@ -57,10 +57,10 @@ def test_the_last_progress_takes_the_place_of_the_one_before() -> None:
     assert len(list(file.path.parent.iterdir())) == 1
 
 
-def test_nothing_is_left_of_a_training_that_has_ended(root: Path) -> None:
+def test_removing_leaves_only_the_lock(root: Path) -> None:
     file = ResumeFile("mine")
     file.save(PROGRESS)
-    (file.path.parent / ".mine.partial").write_bytes(b"of a process that was killed while it saved")
+    (file.path.parent / ".mine.partial").write_bytes(b"from a process killed while saving")
     file.remove()
     assert [path.name for path in root.rglob("*") if path.is_file()] == ["resume.lock"]
     file.remove()
@@ -79,7 +79,7 @@ def test_a_damaged_file_is_removed_with_a_warning(
     assert not file.path.exists()
 
 
-def test_a_disk_that_is_full_costs_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_costs_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     file = ResumeFile("mine")
     file.save(PROGRESS)
 
@@ -88,37 +88,37 @@ def test_a_disk_that_is_full_costs_a_warning(monkeypatch: pytest.MonkeyPatch, ca
 
     monkeypatch.setattr(resume, "write_tensors", no_space)
     file.save(Progress([], {}))
-    assert "cannot be written (No space left on device)" in caplog.text
+    assert "(No space left on device): if training stops now" in caplog.text
     assert_equal(file.load())
 
 
-def test_a_file_in_the_place_of_the_folder_costs_warnings(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_in_place_of_the_folder_costs_warnings(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / ".facevae").write_text("in the way")
     file = ResumeFile("mine")
     assert file.load() is None
     file.save(PROGRESS)
     file.remove()
-    assert "cannot be written" in caplog.text
-    assert "cannot be removed" in caplog.text
+    assert "cannot write" in caplog.text
+    assert "cannot remove" in caplog.text
 
 
-def test_of_trainings_that_were_given_up_only_the_newest_are_kept() -> None:
+def test_only_the_newest_abandoned_trainings_are_kept() -> None:
     files = [ResumeFile(str(number)) for number in range(MAX_FILES + 3)]
     for file in files:
         file.save(PROGRESS)
-    assert all(file.path.exists() for file in files)  # any of them may be at work
-    given_up = time.time() - SECONDS_TO_REST - 1
+    assert all(file.path.exists() for file in files)  # any of them may still be running
+    abandoned = time.time() - SECONDS_TO_REST - 1
     for file in files[1:3]:
-        os.utime(file.path, (given_up, given_up))
+        os.utime(file.path, (abandoned, abandoned))
     files[-1].save(PROGRESS)
     assert [file.path.exists() for file in files] == [True, False, False, *[True] * MAX_FILES]
     for path in files[-1].path.parent.iterdir():
-        os.utime(path, (given_up, given_up))
+        os.utime(path, (abandoned, abandoned))
     files[-1].save(PROGRESS)
     assert sum(file.path.exists() for file in files) == MAX_FILES
 
 
-def test_trainings_save_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainings_save_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once, most = 0, 0
 
     def write(*_: object) -> None:
@@ -137,7 +137,7 @@ def test_trainings_save_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> 
     assert most == 1
 
 
-def test_a_lock_that_another_keeps_costs_a_warning(
+def test_a_lock_held_elsewhere_costs_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(resume, "LOCK_SECONDS", 0.1)
@@ -145,19 +145,19 @@ def test_a_lock_that_another_keeps_costs_a_warning(
     file.save(PROGRESS)
     with FileLock(file.path.parent.with_suffix(".lock")):
         file.save(Progress([], {}))
-    assert "cannot be written (The file lock" in caplog.text
+    assert "(The file lock" in caplog.text
     assert_equal(file.load())
 
 
-def test_going_on_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_continuing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     ResumeFile("mine").save(PROGRESS)
     with caplog.at_level(logging.WARNING):
         ResumeFile("mine").load()
-    assert "training goes on after epoch 2" in caplog.text
+    assert "training continues after epoch 2" in caplog.text
 
 
 def run_training(project: Path, after_first_epoch: str) -> "subprocess.CompletedProcess[str]":
-    """The stage in a process of its own, in which something happens once its first epoch is on disk."""
+    """Run the stage in its own process; run `after_first_epoch` once the first epoch is on disk."""
     script = f"""
 import os, runpy, signal
 from pathlib import Path
@@ -183,11 +183,11 @@ def leftovers(project: Path) -> list[Path]:
     return [*project.rglob("*.partial"), *project.glob(".facevae/resume/*")]
 
 
-def test_a_killed_training_goes_on_to_the_same_bytes(copy: Path) -> None:
+def test_a_killed_training_continues_to_the_same_bytes(copy: Path) -> None:
     undisturbed = outputs(copy)
     assert run_training(copy, "os.kill(os.getpid(), signal.SIGKILL)").returncode == -signal.SIGKILL
     assert len(leftovers(copy)) == 1
-    assert "training goes on after epoch 1" in dvc(copy, "repro", "--force", "--single-item", "train")
+    assert "training continues after epoch 1" in dvc(copy, "repro", "--force", "--single-item", "train")
     assert outputs(copy) == undisturbed
     assert leftovers(copy) == []
 

@@ -1,4 +1,4 @@
-"""What test_workers.py has torchrun start several times over: trainings whose histories the first process writes."""
+"""What test_distributed.py starts with torchrun: trainings whose histories the first process writes."""
 
 import json
 import os
@@ -21,9 +21,9 @@ TRAIN, VALIDATION = disc_images(61), disc_images(22, seed=1)
 
 
 def histories(cases: dict[str, dict[str, Any]], workers: Workers, folder: Path | None = None) -> dict[str, Any]:
-    """The history of each case's training, which is stopped after two epochs and goes on.
+    """The history of each case's training, which stops after two epochs and continues.
 
-    Where it was stopped, the first process writes into `folder`, under the name of the case.
+    The first process writes the progress after two epochs to `folder`, under the name of the case.
     """
     found = {}
     for name, changes in cases.items():
@@ -43,7 +43,7 @@ def histories(cases: dict[str, dict[str, Any]], workers: Workers, folder: Path |
 
 
 def history_from(start: Progress | None, changes: dict[str, Any], workers: Workers) -> Any:
-    """The history of a case's training that goes on from where it was stopped."""
+    """The history of a case's training that continues from `start`."""
     params = small_params(**changes)
     model = new_model(params.model, 8, 3, seed=0)
     result = train(model, TRAIN, VALIDATION, params.train, CPU, seed=0, start=start, workers=workers)

@@ -1,1 +1,1 @@
-"""Training: the loop, a step of it, its optimisers, its batches, its processes, its progress on disk."""
+"""Training: loop, epoch, step, optimisers, schedules, batches, processes, resume."""

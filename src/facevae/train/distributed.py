@@ -1,7 +1,7 @@
-"""Several processes that train one model together, each a part of every batch, as torchrun starts them.
+"""Several processes, started by torchrun, that train one model together. Each takes a share of every batch.
 
-Losses, gradients and the statistics of batch normalisation are those of the whole batch, so that one process and many
-come to the same weights, but for rounding.
+Losses, gradients and the statistics of batch normalisation cover the whole batch. So one process and many reach the
+same weights, up to rounding.
 """
 
 import os
@@ -23,14 +23,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of one training; by default there is this one alone.
+    """The processes of one training; by default just this one.
 
     Attributes
     ----------
     rank
-        Which one of them this process is, from 0.
+        The number of this process, from 0.
     size
-        How many there are.
+        The number of processes.
     """
 
     rank: int = 0
@@ -38,23 +38,23 @@ class Workers:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the one that writes and tracks."""
+        """Whether this process is the one that writes and tracks."""
         return self.rank == 0
 
     def share(self, start: int, stop: int) -> slice:
-        """What this process computes of consecutive things; the shares differ by one at most, and may be empty."""
+        """This process's share of the range from start to stop. Shares differ by one at most and may be empty."""
         bounds = (start + (stop - start) * rank // self.size for rank in (self.rank, self.rank + 1))
         return slice(*bounds)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of the tensors that all processes give."""
+        """The sum of `values` over all processes."""
         if self.size > 1:
             values = values.clone()
             distributed.all_reduce(values)
         return values
 
     def from_leader(self, value: T) -> T:
-        """What the first process gives, for all."""
+        """The first process's `value`, on all processes."""
         if self.size == 1:
             return value
         values = [value]
@@ -62,7 +62,7 @@ class Workers:
         return values[0]
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over the processes."""
+        """The module, with its gradients averaged over the processes."""
         return module if self.size == 1 else DistributedDataParallel(module)
 
 
@@ -71,12 +71,12 @@ ALONE = Workers()
 
 @contextmanager
 def joined_workers(device: torch.device, fingerprint: str) -> Iterator[Workers]:
-    """Join the processes that torchrun has started; where it has not, there is this one alone.
+    """Join the processes that torchrun started. Without torchrun there is only this one.
 
     Raises
     ------
     UserError
-        A process is about to train something else: its fingerprint is not this one.
+        Another process has a different fingerprint: it is about to train something else.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield ALONE
@@ -86,7 +86,7 @@ def joined_workers(device: torch.device, fingerprint: str) -> Iterator[Workers]:
     workers = Workers(distributed.get_rank(), distributed.get_world_size())
     _refuse_others(fingerprint, workers)
     yield workers
-    distributed.destroy_process_group()  # not after an error: it would wait for the others, which torchrun ends
+    distributed.destroy_process_group()  # not after an error: this waits for the others, and torchrun ends them
 
 
 def _refuse_others(fingerprint: str, workers: Workers) -> None:
@@ -94,20 +94,20 @@ def _refuse_others(fingerprint: str, workers: Workers) -> None:
     distributed.all_gather_object(fingerprints, fingerprint)
     if others := [rank for rank, other in enumerate(fingerprints) if other != fingerprints[0]]:
         raise UserError(
-            f"of {workers.size} processes that were to train together, those of rank {others} have other params, data, "
-            "code, versions or processors than the first: give all machines the same"
+            f"{workers.size} processes cannot train together: params, data, code, versions or processors of rank "
+            f"{others} differ from those of rank 0. Make them the same on all machines."
         )
 
 
 def _end_with(parent: int) -> None:
-    """A process would train on where torchrun has been killed and cannot end it."""
+    """Exit when torchrun dies: a killed torchrun cannot end its processes."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def share_batch_norm(model: nn.Module, device: torch.device) -> None:
-    """Make batch normalisation use the statistics of all processes' images, by PyTorch's SyncBatchNorm.
+    """Let batch normalisation use the statistics of all processes' images, with PyTorch's SyncBatchNorm.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def share_batch_norm(model: nn.Module, device: torch.device) -> None:
         return
     if device.type != "cuda":
         raise UserError(
-            "model.normalization: 'batch' needs GPUs when several processes train together: train in one process "
-            "(train.launcher: python), or set model.normalization to group or none"
+            "model.normalization: 'batch' needs GPUs when several processes train together. Train in one process "
+            "(train.launcher: python), or set model.normalization to group or none."
         )
     nn.SyncBatchNorm.convert_sync_batchnorm(model)

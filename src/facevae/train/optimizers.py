@@ -1,7 +1,7 @@
-"""Adam by PyTorch's fused kernel, without its class.
+"""Adam with PyTorch's fused kernel, but without its class.
 
-Any optimiser of torch.optim imports PyTorch's compiler when it is made: four seconds at the start of each stage that
-trains something. The function below that class does not, and takes clipping and skipping as plain arguments.
+Creating any torch.optim optimiser imports PyTorch's compiler, which takes four seconds at the start of a stage. The
+function behind the class does not, and it takes clipping and skipping as plain arguments.
 """
 
 from collections.abc import Iterable
@@ -12,15 +12,15 @@ from torch.optim.adam import adam
 
 
 class Adam:
-    """Adam (arXiv 1412.6980), or AdamW (arXiv 1711.05101) where a weight decay is given.
+    """Adam (arXiv 1412.6980), or AdamW (arXiv 1711.05101) if there is a weight decay.
 
     Attributes
     ----------
     weights
-        What is optimised.
+        The tensors to optimise.
     moments
-        For each weight its running means "exp_avg" and "exp_avg_sq", of its shape, and the number of its steps
-        "step", under PyTorch's names.
+        For each weight, under PyTorch's names: the running means "exp_avg" and "exp_avg_sq" of its shape, and the
+        number of steps "step".
     """
 
     def __init__(self, weights: Iterable[Tensor], *, weight_decay: float = 0.0) -> None:
@@ -49,16 +49,16 @@ class Adam:
         divisor: Tensor | None = None,
         skip: Tensor | None = None,
     ) -> None:
-        """Update the weights by their gradients.
+        """Update the weights from their gradients.
 
         Parameters
         ----------
         learning_rate, beta1
-            Those of this step.
+            Of this step.
         divisor
-            Of all gradients, a single number on the device of the weights.
+            All gradients are divided by it: a single number on the device of the weights.
         skip
-            Whether to leave everything as it is, likewise.
+            Whether to leave weights and moments as they are: a single boolean on that device.
 
         Raises
         ------

@@ -1,7 +1,7 @@
-"""The progress of a training on disk, so that one that was killed goes on where it was.
+"""The progress of a training on disk, so that a killed training continues where it stopped.
 
-There is one file for each training, named after the fingerprint of all that its result depends on, so that no other
-training ever finds it. A file that is not whole is removed with a warning, and training starts over.
+Each training has its own file. Its name is the fingerprint of everything that the result depends on, so no other
+training ever finds it. A damaged file is removed with a warning, and training starts over.
 """
 
 import logging
@@ -21,8 +21,8 @@ from facevae.storage.tensors import read_tensors, write_tensors
 from facevae.train.loop import Progress
 
 FOLDER = Path(".facevae/resume")
-MAX_FILES = 4  # of trainings that never ended; more are kept while they may be at work
-SECONDS_TO_REST = 7 * 24 * 3600.0  # without an epoch, after which a training is taken to have been given up
+MAX_FILES = 4  # of unfinished trainings; more are kept while they may still be running
+SECONDS_TO_REST = 7 * 24 * 3600.0  # without an epoch: the training counts as abandoned
 LOCK_SECONDS = 60
 
 logger = logging.getLogger(__name__)
@@ -37,10 +37,9 @@ class ResumeHeader(BaseModel):
 
 
 class ResumeFile:
-    """Where the progress of one training is kept.
+    """The file with one training's progress; as a context manager it removes the file unless an error occurs.
 
-    It lies in the project's own folder also while DVC runs a queued experiment in another one, which it deletes. As a
-    context it is removed where that ends without an error.
+    The file lies in the project's own folder even if DVC runs a queued experiment in another folder, which it deletes.
     """
 
     def __init__(self, fingerprint: str) -> None:
@@ -57,7 +56,7 @@ class ResumeFile:
             self.remove()
 
     def load(self) -> Progress | None:
-        """What was saved last; None where there is nothing, or nothing whole."""
+        """Load what was saved last; None if there is no file or it is damaged."""
         if not self.path.exists():
             return None
         try:
@@ -66,13 +65,13 @@ class ResumeFile:
             logger.warning("%s; training starts over", error)
             self.remove()
             return None
-        logger.warning("training goes on after epoch %d, where it was stopped", len(header.rows))
+        logger.warning("training continues after epoch %d, where it stopped", len(header.rows))
         return Progress(header.rows, tensors)
 
     def save(self, progress: Progress) -> None:
-        """Keep this in place of what was saved before; a disk that is full costs a warning, not the training.
+        """Replace what was saved before. A full disk costs a warning, not the training.
 
-        One process at a time: queued experiments that differ in later stages alone have the same training.
+        A lock admits one process at a time: queued experiments that differ only in later stages share a training.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,16 +80,16 @@ class ResumeFile:
                 with suppress(FileNotFoundError):  # another training may have removed its own
                     self._remove_abandoned()
         except OSError as error:
-            message = "%s cannot be written (%s): were training stopped now, more would be lost"
+            message = "cannot write %s (%s): if training stops now, it continues from an earlier epoch or starts over"
             logger.warning(message, self.path, error.strerror or error)  # the lock's timeout has no strerror
 
     def remove(self) -> None:
-        """Forget the training: it has ended, and its results are on disk; a file that stays costs a warning."""
+        """Remove the file: the training has ended and its results are on disk. Failing to remove it costs a warning."""
         for path in (self.path, partial_path(self.path)):
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                logger.warning("%s cannot be removed (%s): it is of no use any more", path, error.strerror)
+                logger.warning("cannot remove %s (%s), which is no longer needed", path, error.strerror)
 
     def _remove_abandoned(self) -> None:
         written = {path: path.stat().st_mtime for path in self.path.parent.iterdir()}

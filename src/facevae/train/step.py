@@ -1,10 +1,9 @@
-"""What a step of training does: objective, schedules, clipping, skipping, averaging.
+"""One training step: the objective, gradients, clipping, skipping, the optimisers and the averaged weights.
 
 Nothing in a step waits for the device.
 """
 
 import copy
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -19,12 +18,23 @@ from facevae.model.objective import LOG_SIGMA_FLOOR, kl_nats, reconstruction_ter
 from facevae.model.vae import VAE
 from facevae.train.distributed import ALONE, Workers, share_batch_norm
 from facevae.train.optimizers import Adam
+from facevae.train.schedules import kl_weight_at, learning_rate_at
 
-SIGMA_FACTOR = 10  # times the learning rate: alone it has as far to go as all weights together, in steps of that size
+SIGMA_FACTOR = 10  # learning rate of log sigma, relative to that of the weights
 
 
 class StepReport(NamedTuple):
-    """Reconstruction and KL (2,), sums over this process's images; the gradient's norm; whether it was skipped."""
+    """What a step tells the loop.
+
+    Attributes
+    ----------
+    terms
+        Reconstruction and KL (2,), sums over this process's images.
+    norm
+        The gradient's norm.
+    skipped
+        Whether the step was skipped.
+    """
 
     terms: Tensor
     norm: Tensor
@@ -32,7 +42,7 @@ class StepReport(NamedTuple):
 
 
 class Objective(nn.Module):
-    """The two terms of a model's loss."""
+    """The two terms of the loss; a module, so that DistributedDataParallel can wrap it."""
 
     def __init__(self, model: VAE, params: TrainParams, device: torch.device) -> None:
         super().__init__()
@@ -43,7 +53,7 @@ class Objective(nn.Module):
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """Reconstruction and KL (2,), sums over images (batch, channel, height, width) with noise (batch, latent_dim).
 
-        They are in float32 whatever the network is in.
+        Both are float32, whatever the precision of the network.
         """
         with autocast(self._params.precision, self._device):
             posterior = self.model.encode(images)
@@ -54,18 +64,18 @@ class Objective(nn.Module):
 
 
 class Optimization:
-    """A model with its optimiser, as they go from step to step.
+    """A model and everything that changes from step to step.
 
     Attributes
     ----------
     model
-        What is trained.
+        The model in training.
     validated
-        What is validated and kept: the model itself, or the average of its weights over the steps.
+        The model to validate and keep: `model`, or one with the average of its weights over the steps.
     validation_objective
-        Its objective.
+        The objective of `validated`.
     step
-        How many steps lie behind, those that were skipped among them.
+        The number of steps taken, skipped ones included.
     """
 
     def __init__(
@@ -81,6 +91,7 @@ class Optimization:
         self.model = model
         self.params = params
         self.steps_per_epoch = steps_per_epoch
+        self.device = device
         self.step = 0
         model.log_sigma.requires_grad_(params.likelihood == "gaussian")
         self.adam = Adam(weight for weight in model.parameters() if weight is not model.log_sigma)
@@ -91,15 +102,9 @@ class Optimization:
         self._num_workers = workers.size
 
     def take_step(self, parts: Sequence[tuple[Tensor, Tensor]], num_images: int) -> StepReport:
-        """Update the weights by a batch.
+        """Update the weights by a batch of `num_images` images, of which `parts` is this process's share.
 
-        Parameters
-        ----------
-        parts
-            What this process computes of it, one after the other: images (batch, channel, height, width) and noise
-            (batch, latent_dim).
-        num_images
-            How many the batch has in all.
+        A part is a pair of images (batch, channel, height, width) and noise (batch, latent_dim).
         """
         buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch normalisation's running statistics
         for adam in (self.adam, self.sigma_adam):
@@ -124,22 +129,22 @@ class Optimization:
         return StepReport(terms, norm, skip)
 
     def _add_gradients(self, images: Tensor, noise: Tensor, num_images: int, is_last: bool) -> Tensor:
-        """Add the gradients of a part of a batch, of all processes once they have the last one; give its terms."""
+        """Add a part's gradients and return its terms; the last part averages the gradients over the processes."""
         objective = self._objective
         with objective.no_sync() if isinstance(objective, DistributedDataParallel) and not is_last else nullcontext():
             terms: Tensor = objective(images, noise)
             reconstruction, kl = terms
             kl_weight = kl_weight_at(self.params, (self.step + 1) / self.steps_per_epoch)
-            # DistributedDataParallel takes the mean over the processes of what is to be the mean over the images
+            # DistributedDataParallel averages over the processes; the factor turns that into a mean over the images
             ((reconstruction + kl_weight * kl) * (self._num_workers / num_images)).backward()
         return terms.detach()
 
     def learning_rate(self, step: int) -> float:
-        """That of a step, counted from 0."""
+        """The learning rate of a step, counted from 0."""
         return learning_rate_at(self.params, step, self.params.epochs * self.steps_per_epoch)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, their average and the optimiser's moments, by name; not copies."""
+        """Weights, their average and the optimisers' moments by name; not copies."""
         named = {f"model.{name}": weight for name, weight in self.model.state_dict().items()}
         if self.validated is not self.model:
             named |= {f"average.{name}": weight for name, weight in self.validated.state_dict().items()}
@@ -148,7 +153,7 @@ class Optimization:
         return named
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Be again as after `step` steps, by what `tensors` gave then."""
+        """Return to the state after `step` steps, which `tensors` described then."""
         self.step = step
         self.model.load_state_dict(with_prefix(tensors, "model."))
         if self.validated is not self.model:
@@ -162,7 +167,7 @@ class Optimization:
 
     @torch.no_grad()
     def _average(self, decay: float) -> None:
-        """Move what is validated a little towards the weights (Polyak and Juditsky 1992), more in the first steps."""
+        """Move the average towards the weights (Polyak and Juditsky 1992), by more in the first steps."""
         decay = min(decay, (1 + self.step) / (10 + self.step))
         for average, current in zip(
             self.validated.state_dict().values(), self.model.state_dict().values(), strict=True
@@ -173,18 +178,6 @@ class Optimization:
                 average.copy_(current)
 
 
-def learning_rate_at(params: TrainParams, step: int, num_steps: int) -> float:
-    """The learning rate of a step, counted from 0: linear warm-up, then constant or half a cosine down to zero."""
-    warmup = min(1.0, (step + 1) / (params.learning_rate_warmup_steps + 1))
-    decay = 0.5 * (1 + math.cos(math.pi * step / num_steps)) if params.learning_rate_decay == "cosine" else 1.0
-    return params.learning_rate * warmup * decay
-
-
-def kl_weight_at(params: TrainParams, epochs: float) -> float:
-    """The weight of the KL term after `epochs` (a fraction will do): it rises from 0 to beta during the warm-up."""
-    return params.beta * min(1.0, epochs / params.kl_warmup_epochs) if params.kl_warmup_epochs else params.beta
-
-
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, by the rest of their names."""
+    """The tensors whose names start with `prefix`, under the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

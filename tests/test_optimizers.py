@@ -9,14 +9,14 @@ from facevae.train.optimizers import Adam
 
 
 def gradients(network: torch.nn.Module, step: int) -> None:
-    """Give every weight a gradient of its own for this step."""
+    """Give every weight a random gradient for this step."""
     generator = torch.Generator().manual_seed(step)
     for weight in network.parameters():
         weight.grad = torch.randn(weight.shape, generator=generator)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
-def test_it_is_torch_s_adam(weight_decay: float) -> None:
+def test_adam_matches_torch(weight_decay: float) -> None:
     network = torch.nn.Linear(5, 3)
     reference = copy.deepcopy(network)
     ours = Adam(network.parameters(), weight_decay=weight_decay)
@@ -32,7 +32,7 @@ def test_it_is_torch_s_adam(weight_decay: float) -> None:
         assert torch.equal(weight, expected)
 
 
-def test_gradients_are_divided_and_steps_skipped() -> None:
+def test_adam_divides_gradients_and_skips_steps() -> None:
     network = torch.nn.Linear(5, 3)
     reference = copy.deepcopy(network)
     ours, divided = Adam(network.parameters()), Adam(reference.parameters())
@@ -61,7 +61,7 @@ def test_a_weight_without_a_gradient_is_refused() -> None:
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 
-def test_it_does_not_import_the_compiler() -> None:
+def test_adam_does_not_import_the_compiler() -> None:
     script = "\n".join(
         [
             "import sys",

@@ -8,7 +8,8 @@ from conftest import disc_images, small_params
 from facevae.model import objective
 from facevae.model.pixels import to_unit_range
 from facevae.model.vae import VAE, new_model
-from facevae.train.step import Optimization, StepReport, kl_weight_at, learning_rate_at
+from facevae.train.schedules import kl_weight_at, learning_rate_at
+from facevae.train.step import Optimization, StepReport
 
 CPU = torch.device("cpu")
 IMAGES = to_unit_range(disc_images(8), CPU)
@@ -35,7 +36,7 @@ def weights(model: VAE) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch"])
-def test_a_step_that_is_not_finite_changes_nothing(normalization: str) -> None:
+def test_a_step_with_a_nan_gradient_changes_nothing(normalization: str) -> None:
     optimization = optimization_with(model__normalization=normalization)
     take_step(optimization, IMAGES)
     before, state = weights(optimization.model), copy.deepcopy(optimization.adam.moments)
@@ -49,7 +50,7 @@ def test_a_step_that_is_not_finite_changes_nothing(normalization: str) -> None:
     assert not torch.equal(optimization.model.encoder.mean.weight, before["encoder.mean.weight"])
 
 
-def test_an_exploding_step_is_skipped() -> None:
+def test_a_step_with_a_long_gradient_is_skipped() -> None:
     _, norm, skip = take_step(optimization_with(train__skip_gradient_norm=1e9), IMAGES)
     assert not bool(skip)
     optimization = optimization_with(train__skip_gradient_norm=float(norm) * 0.9)
@@ -61,7 +62,7 @@ def test_an_exploding_step_is_skipped() -> None:
 
 @pytest.mark.parametrize("limit", [0.5, 1e6])
 def test_gradients_are_clipped_as_torch_clips_them(limit: float) -> None:
-    """Steps of plain Adam after `clip_grad_norm_` must lead to the same weights; short gradients are left alone."""
+    """Compare with Adam after `clip_grad_norm_`; gradients below the limit stay as they are."""
     optimization = optimization_with(train__clip_gradient_norm=limit)
     reference = copy.deepcopy(optimization.model)
     optimizer = torch.optim.Adam([weight for weight in reference.parameters() if weight.requires_grad], lr=0.01)
@@ -93,7 +94,7 @@ def test_the_kl_warms_up_to_beta() -> None:
     assert kl_weight_at(params.model_copy(update={"kl_warmup_epochs": 0}), 0) == 2
 
 
-def test_sigma_is_learned_for_the_gaussian_alone_and_stays_above_its_floor() -> None:
+def test_only_the_gaussian_learns_sigma_and_above_its_floor() -> None:
     fixed, learned = optimization_with(), optimization_with(train__likelihood="gaussian")
     for optimization in (fixed, learned):
         for _ in range(20):
@@ -105,7 +106,7 @@ def test_sigma_is_learned_for_the_gaussian_alone_and_stays_above_its_floor() -> 
     assert optimization.model.log_sigma.item() >= objective.LOG_SIGMA_FLOOR
 
 
-def test_the_average_of_the_weights_follows_them() -> None:
+def test_the_average_follows_the_weights() -> None:
     optimization = optimization_with(train__average_decay=0.9, model__normalization="batch")
     expected = weights(optimization.validated)
     for step in range(1, 30):
@@ -121,10 +122,10 @@ def test_the_average_of_the_weights_follows_them() -> None:
     assert not torch.equal(optimization.validated.encoder.mean.weight, optimization.model.encoder.mean.weight)
 
 
-def test_a_step_weighs_the_kl_as_far_as_its_warmup_has_come() -> None:
+def test_a_step_weighs_the_kl_by_its_warmup() -> None:
     optimization = optimization_with(train__beta=200.0, train__kl_warmup_epochs=4)
     reference = copy.deepcopy(optimization.model)
-    optimization.step = 2 * STEPS_PER_EPOCH - 1  # the step that ends the first half of the warm-up
+    optimization.step = 2 * STEPS_PER_EPOCH - 1  # the last step of the first half of the warm-up
     take_step(optimization, IMAGES)
     posterior = reference.encode(IMAGES)
     reconstruction = reference.decode(posterior.sample(seeded(0)))
@@ -133,8 +134,8 @@ def test_a_step_weighs_the_kl_as_far_as_its_warmup_has_come() -> None:
     torch.testing.assert_close(optimization.model.encoder.mean.bias.grad, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_step_goes_as_far_as_the_schedule_has_it() -> None:
-    """Adam's first step moves a weight by the learning rate, and sigma by ten times that."""
+def test_a_step_is_as_long_as_the_schedule_says() -> None:
+    """Adam's first step moves a weight by the learning rate and log sigma by ten times that."""
     optimization = optimization_with(train__likelihood="gaussian", train__learning_rate_warmup_steps=3)
     before = weights(optimization.model)
     take_step(optimization, IMAGES)

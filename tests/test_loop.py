@@ -15,8 +15,9 @@ from facevae.model import objective
 from facevae.model.pixels import to_unit_range
 from facevae.model.vae import VAE, largest_map_bytes, new_model
 from facevae.train import loop
-from facevae.train.batches import ImageReader
-from facevae.train.loop import EpochRow, Progress, TrainingResult, _Loop, train
+from facevae.train.batches import Batches, ImageReader
+from facevae.train.epoch import EpochRow, validate
+from facevae.train.loop import Progress, TrainingResult, train
 from facevae.train.step import Optimization, StepReport
 
 TRAIN, VALIDATION = disc_images(60), disc_images(21, seed=1)
@@ -36,6 +37,14 @@ def run(
     return train(model, images, VALIDATION, params.train, CPU, seed=seed, start=start, on_epoch=on_epoch)
 
 
+def validation_row(model: VAE, params: Params) -> EpochRow:
+    """A validation of the model as it is."""
+    train_params = params.train.model_copy(update={"average_decay": None})
+    optimization = Optimization(model, train_params, 1, CPU)
+    batches = Batches(params.train, params.model.latent_dim, 0, CPU)
+    return validate(optimization, batches.for_validation(VALIDATION_READER))
+
+
 @pytest.mark.parametrize("likelihood", ["squared_error", "gaussian", "bernoulli"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_lowers_the_validation_loss(likelihood: str, precision: str) -> None:
@@ -47,7 +56,7 @@ def test_training_lowers_the_validation_loss(likelihood: str, precision: str) ->
     assert losses.min() < start - 0.25 * abs(start)
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
+def test_the_seed_determines_the_bits() -> None:
     params = small_params(model__normalization="batch", model__dropout=0.2)
     first, again, other = run(params, seed=1), run(params, seed=1), run(params, seed=2)
     pd.testing.assert_frame_equal(first.history, again.history, check_exact=True)
@@ -56,7 +65,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
     assert not torch.equal(first.model.encoder.mean.weight, other.model.encoder.mean.weight)
 
 
-def test_maps_lie_in_the_order_that_suits_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_use_the_memory_format_of_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     params = small_params(model__normalization="batch", train__average_decay=0.9, train__precision="float32")
     usual = run(params)
     sizes: list[int] = []
@@ -83,17 +92,16 @@ def test_images_may_be_a_read_only_memory_map(tmp_path: object) -> None:
 
 
 def test_the_weights_of_the_best_epoch_are_kept() -> None:
-    """A learning rate this high makes the loss rise again, and the model must be that of before."""
+    """With this high learning rate the loss rises again."""
     params = small_params(train__epochs=12, train__learning_rate=0.08)
     result = run(params)
     losses = result.history["validation_loss"]
     assert result.best_epoch == losses.to_numpy().argmin() + 1 < 12
-    loop = _Loop(result.model, params.train, len(TRAIN), CPU, seed=0)
-    assert loop.validate(VALIDATION_READER)["validation_loss"] == pytest.approx(losses.min(), rel=1e-5)
+    assert validation_row(result.model, params)["validation_loss"] == pytest.approx(losses.min(), rel=1e-5)
     assert result.summary()["best_validation_loss"] == losses.min()
 
 
-def test_on_epoch_is_told_every_row_of_the_history() -> None:
+def test_on_epoch_gets_every_row_of_the_history() -> None:
     rows: list[EpochRow] = []
     result = run(small_params(train__epochs=3), on_epoch=[lambda progress: rows.append(progress.rows[-1])])
     pd.testing.assert_frame_equal(pd.DataFrame(rows), result.history, check_dtype=False)
@@ -102,31 +110,26 @@ def test_on_epoch_is_told_every_row_of_the_history() -> None:
 
 def test_the_validation_loss_does_not_depend_on_the_batch_size() -> None:
     model = VAE(small_params().model, 8, 3)
-    losses = [
-        _Loop(model, small_params(train__batch_size=size).train, 60, CPU, seed=0).validate(VALIDATION_READER)[
-            "validation_kl"
-        ]
-        for size in (1, 8, 21)
-    ]
+    kls = [validation_row(model, small_params(train__batch_size=size))["validation_kl"] for size in (1, 8, 21)]
     with torch.no_grad():
         posterior = model.eval().encode(to_unit_range(VALIDATION, CPU))
-    assert losses == pytest.approx([float(objective.kl_nats(posterior).mean())] * 3, rel=1e-5)
+    assert kls == pytest.approx([float(objective.kl_nats(posterior).mean())] * 3, rel=1e-5)
 
 
-def test_validation_is_without_dropout() -> None:
+def test_validation_uses_no_dropout() -> None:
     params = small_params(model__dropout=0.5)
-    loop = _Loop(VAE(params.model, 8, 3).train(), params.train, 60, CPU, seed=0)
-    assert loop.validate(VALIDATION_READER) == loop.validate(VALIDATION_READER)
+    model = VAE(params.model, 8, 3).train()
+    assert validation_row(model, params) == validation_row(model, params)
 
 
 def test_too_many_skipped_steps_stop_the_training() -> None:
-    with pytest.raises(UserError, match=r"8 steps .* train.max_skipped_steps allows 3, .* stopped at step 8") as error:
+    with pytest.raises(UserError, match=r"stopped at step 8: 8 steps .* train.max_skipped_steps allows 3 ") as error:
         run(small_params(train__skip_gradient_norm=1e-6, train__max_skipped_steps=3))
     assert "lower train.learning_rate" in str(error.value)
 
 
-def test_an_epoch_of_skipped_steps_alone_stops_the_training() -> None:
-    with pytest.raises(UserError, match="train.max_skipped_steps allows 100, and not all of them"):
+def test_an_epoch_with_every_step_skipped_stops_the_training() -> None:
+    with pytest.raises(UserError, match="train.max_skipped_steps allows 100 skipped steps, and never all"):
         run(small_params(train__skip_gradient_norm=1e-6, train__max_skipped_steps=100))
 
 
@@ -138,7 +141,7 @@ def test_skipped_steps_are_counted() -> None:
     assert result.history["largest_gradient_norm"].iloc[0] < norms.iloc[0]
 
 
-def test_the_means_are_over_the_steps_that_were_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_steps_do_not_count_in_the_means(monkeypatch: pytest.MonkeyPatch) -> None:
     skips = iter([False, True] * 4)
 
     def report(optimization: Optimization, _parts: Parts, num_images: int) -> StepReport:
@@ -153,7 +156,7 @@ def test_the_means_are_over_the_steps_that_were_taken(monkeypatch: pytest.Monkey
     assert (row["largest_gradient_norm"], row["skipped_steps"]) == (3, 4)
 
 
-def test_the_losses_of_both_splits_weigh_the_kl_alike_during_its_warmup() -> None:
+def test_reported_losses_weigh_the_kl_fully_during_its_warmup() -> None:
     row = run(small_params(train__epochs=1, train__kl_warmup_epochs=50, train__beta=2.0)).history.iloc[0]
     for split in ("train", "validation"):
         expected = row[f"{split}_reconstruction"] + 2.0 * row[f"{split}_kl"]
@@ -163,57 +166,49 @@ def test_the_losses_of_both_splits_weigh_the_kl_alike_during_its_warmup() -> Non
 def test_micro_batches_take_the_same_steps() -> None:
     whole = run(small_params(train__likelihood="gaussian", train__horizontal_flip=True)).history
     parts = run(small_params(train__likelihood="gaussian", train__horizontal_flip=True, train__micro_batch_size=3))
-    assert not parts.history.equals(whole)  # sums of another order
+    assert not parts.history.equals(whole)  # summed in another order
     pd.testing.assert_frame_equal(parts.history, whole, check_exact=False, rtol=1e-4)
 
 
-def test_the_average_of_the_weights_is_what_is_validated_and_kept() -> None:
+def test_the_averaged_weights_are_validated_and_kept() -> None:
     params = small_params(train__average_decay=0.9, train__epochs=3, model__normalization="batch")
     result = run(params)
-    kept = _Loop(result.model, params.train, len(TRAIN), CPU, seed=0)
     best = result.history["validation_loss"].min()
-    assert kept.validate(VALIDATION_READER)["validation_loss"] == pytest.approx(best, rel=1e-5)
+    assert validation_row(result.model, params)["validation_loss"] == pytest.approx(best, rel=1e-5)
 
 
-CPU = torch.device("cpu")
-ODD_PARAMS = {  # all that a training carries from epoch to epoch
+STATEFUL = {  # everything that a training carries from epoch to epoch
     "train__epochs": 5,
     "train__likelihood": "gaussian",
     "train__average_decay": 0.9,
     "train__horizontal_flip": True,
     "train__clip_gradient_norm": 100.0,
     "train__learning_rate_decay": "cosine",
-    "train__learning_rate": 0.3,  # so high that the best epoch is not the last
+    "train__learning_rate": 0.3,  # high enough that the best epoch is not the last
     "model__normalization": "batch",
     "model__dropout": 0.2,
 }
 
 
 @pytest.mark.parametrize("stopped_after", [1, 2, 4, 5])
-def test_a_training_that_was_stopped_goes_on_to_the_same_bits(stopped_after: int) -> None:
+def test_a_stopped_training_continues_to_the_same_bits(stopped_after: int) -> None:
     seen: dict[int, Progress] = {}
-    whole = run(
-        small_params(**ODD_PARAMS), on_epoch=[lambda progress: seen.update({len(progress.rows): detached(progress)})]
-    )
+    whole = run(small_params(**STATEFUL), on_epoch=[lambda now: seen.update({len(now.rows): copy.deepcopy(now)})])
     assert whole.best_epoch < 5
-    told: list[int] = []
+    called: list[int] = []
     rest = run(
-        small_params(**ODD_PARAMS),
+        small_params(**STATEFUL),
         start=seen[stopped_after],
-        on_epoch=[lambda progress: told.append(len(progress.rows))],
+        on_epoch=[lambda progress: called.append(len(progress.rows))],
     )
     pd.testing.assert_frame_equal(rest.history, whole.history, check_exact=True)
-    assert told == list(range(stopped_after + 1, 6))
+    assert called == list(range(stopped_after + 1, 6))
     assert rest.best_epoch == whole.best_epoch
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, rest.model.state_dict()[name]), name
 
 
-def detached(progress: Progress) -> Progress:
-    return copy.deepcopy(progress)
-
-
-def test_half_of_the_images_are_seen_as_in_a_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_the_images_are_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
     step = Optimization.take_step
 
@@ -236,7 +231,7 @@ def test_half_of_the_images_are_seen_as_in_a_mirror(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("binarization", ["threshold", "fixed", "per_epoch"])
-def test_black_and_white_images_are_trained_on(monkeypatch: pytest.MonkeyPatch, binarization: str) -> None:
+def test_binarised_images_are_black_and_white(monkeypatch: pytest.MonkeyPatch, binarization: str) -> None:
     seen: list[str] = []
     step = Optimization.take_step
 

@@ -119,7 +119,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-SLOW_FIXTURES = {"project", "copy", "experiments", "inception_weights"}
+SLOW_FIXTURES = {"project", "copy", "experiments", "inception_weights", "together"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -47,6 +47,7 @@ def _small_chunks_and_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_pool, "SECONDS_TO_CONNECT", 180)  # generous, because other tests run at the same time
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_prepares_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     avatars = open_source(PARAMS.data, PARAMS.seed)
     prepare(avatars, PARAMS.data, PARAMS.seed, tmp_path / "here")

@@ -149,7 +149,7 @@ BAD = [  # arguments, what the error says
     ("sample --priors models", "models is not a file: "),
     ("sample --model no.safetensors", "no.safetensors is missing"),
     ("sample --model a.png", "a.png is damaged, or not a file of facevae"),
-    ("sample --model models", "models is not a file: train it"),
+    ("sample --model models", "models is not a file: run `dvc repro train`"),
     ("sample -o samples.jpg", "--output: samples.jpg does not end in .png"),
     ("sample -o a.png/samples.png", "--output: a.png/samples.png cannot be written"),
     ("sample -o models", "--output: models does not end in .png"),

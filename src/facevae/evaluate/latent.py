@@ -10,7 +10,7 @@ from torch import Tensor
 from facevae.model import objective
 from facevae.model.vae import Posterior
 
-ACTIVE_VARIANCE = 0.01  # of the posterior means of an active unit, at least
+ACTIVE_VARIANCE = 0.01  # a unit is active if the variance of its posterior means is higher
 
 logger = logging.getLogger(__name__)
 

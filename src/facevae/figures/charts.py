@@ -80,7 +80,7 @@ def save_latent_map(
     plane.set(xticks=[], yticks=[], title="Decoded plane", xlabel=axis_labels[0], ylabel=axis_labels[1])
     for category in range(-1, len(names)):
         colour = OTHERS if category < 0 else f"C{category}"
-        label = "none of these" if category < 0 else names[category]
+        label = "other" if category < 0 else names[category]
         chosen = points[categories == category]
         if len(chosen):
             scatter.scatter(*chosen.T, s=6, color=colour, alpha=0.7, linewidths=0, label=label)
@@ -109,15 +109,15 @@ def save_latent_health(path: Path, table: pd.DataFrame, draws: NDArray[np.float3
         moments.plot(table["rank"], table[column], ".", color=colour, label=column.removeprefix("aggregate_"))
     for level, colour in ((0, "tab:blue"), (1, "tab:orange")):
         moments.axhline(level, color=colour, linewidth=1, linestyle=":")
-    moments.set(title="Aggregate posterior; dotted: the prior")
+    moments.set(title="Aggregate posterior (dotted: prior)")
     moments.legend(fontsize=8)
     for axes in (kl, moments):
-        axes.set_xlabel("Latent dimension, by falling KL")
+        axes.set_xlabel("Latent dimensions, sorted by KL")
     limit = max(4.0, float(np.quantile(np.abs(draws), 0.999)))
     values = np.linspace(-limit, limit, 161)
     density.hist(draws.ravel(), bins=80, range=(-limit, limit), density=True, color="tab:blue", label="all dimensions")
     density.plot(values, np.exp(-0.5 * values**2) / np.sqrt(2 * np.pi), color="tab:orange", label="prior")
-    density.set(title="Latents drawn for held-out images", xlabel="value", ylabel="density")
+    density.set(title="Latents of held-out images", xlabel="value", ylabel="density")
     density.legend(fontsize=8)
     save_figure(figure, path)
 
@@ -125,7 +125,7 @@ def save_latent_health(path: Path, table: pd.DataFrame, draws: NDArray[np.float3
 def save_strengths(path: Path, table: pd.DataFrame, best_method: str) -> None:
     """Plot the success of edits over their strength, with one panel per attribute and one curve per method.
 
-    The band is the bootstrap interval of the best method; the dashed curve is its leakage. `table` is that of an
+    The band is the bootstrap interval of the best method; the dashed curve is its leakage. `table` comes from
     `evaluate.edits.EditStudy`.
     """
     attributes = list(table["attribute"].unique())
@@ -152,8 +152,8 @@ def save_strengths(path: Path, table: pd.DataFrame, best_method: str) -> None:
         axes.grid(alpha=0.25)
     for axes in panels[len(attributes) :]:
         axes.set_visible(False)
-    figure.supxlabel("Strength: multiples of the direction", fontsize=10)
-    figure.supylabel("Share of edits that succeed", fontsize=10)
+    figure.supxlabel("Strength (multiples of the direction)", fontsize=10)
+    figure.supylabel("Share of successful edits", fontsize=10)
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     save_figure(figure, path)
 
@@ -169,8 +169,8 @@ def save_leakage(path: Path, changes: pd.DataFrame) -> None:
     for row, attribute in enumerate(changes.index):
         column = list(changes.columns).index(attribute)
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
-    axes.set(ylabel="Edited", title="Change of what the classifier sees")
-    figure.colorbar(image, ax=axes, shrink=0.8, label="probability")
+    axes.set(ylabel="Edited", title="Change in the classifier's probability")
+    figure.colorbar(image, ax=axes, shrink=0.8)
     save_figure(figure, path)
 
 

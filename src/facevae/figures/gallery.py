@@ -158,7 +158,9 @@ def _render_arithmetic(
 def _render_edits(strengths: Path, leakage: Path, results: Results) -> None:
     if results.edits.empty:
         for path in (strengths, leakage):
-            png.save_note(path, "No edits were judged: no reconstruction shows any of evaluate.attributes.")
+            png.save_note(
+                path, "No edits to show: the classifier judges no reconstruction correctly for evaluate.attributes."
+            )
         return
     charts.save_strengths(strengths, results.edits, results.directions.best)
     charts.save_leakage(leakage, results.leakage.set_index("attribute"))

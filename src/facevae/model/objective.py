@@ -13,7 +13,7 @@ from facevae.config.schema import Likelihood
 from facevae.model.vae import Posterior
 
 LEVEL_WIDTH = 1 / 255  # between two levels of an 8-bit pixel, in [0, 1] units
-LOG_SIGMA_FLOOR = -6.0  # in training: a sigma of 0.0025, less than the width of a level
+LOG_SIGMA_FLOOR = -6.0  # the least log sigma in training: a sigma of 0.0025, less than the width of a level
 
 
 def squared_error(reconstruction: Tensor, images: Tensor) -> Tensor:

@@ -161,14 +161,14 @@ def largest_map_bytes(params: ModelParams, image_size: int) -> int:
 
 
 def _down(params: ModelParams, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """A convolution that divides the size by exactly its stride, and what follows it."""
+    """A convolution that divides the size by exactly its stride, then normalisation, activation and dropout."""
     padding = _padding(params.kernel_size, stride)
     layer = nn.Conv2d(in_channels, out_channels, params.kernel_size, stride, padding, bias=_has_bias(params))
     return nn.Sequential(layer, *_after_convolution(params, out_channels))
 
 
 def _up(params: ModelParams, in_channels: int, out_channels: int, stride: int, *, is_last: bool) -> nn.Sequential:
-    """A transposed convolution that multiplies the size by exactly its stride; what follows it, unless it is last."""
+    """A transposed convolution that multiplies the size by exactly its stride; unless it is last, the same follows."""
     kernel_size = params.decoder_kernel_size
     padding = _padding(kernel_size, stride)
     sizes = kernel_size, stride, padding, stride + 2 * padding - kernel_size  # the last is the output padding

@@ -58,7 +58,7 @@ def save_tiles(
 
 def save_note(path: Path, text: str) -> None:
     """Write a picture of one line of text, which says why there is nothing to show."""
-    figure = Figure(figsize=(6, 1.2), dpi=DPI)
+    figure = Figure(figsize=(7.2, 1.2), dpi=DPI)
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
     save_figure(figure, path)
 

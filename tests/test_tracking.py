@@ -658,6 +658,19 @@ def test_a_new_store_does_not_remember_a_temporary_copy(pipeline: Path, monkeypa
         assert "copy" not in experiment.artifact_location
 
 
+def test_a_stage_imports_no_dvc_and_loads_mlflow_late() -> None:
+    script = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from facevae.tracking.stage_run import open_run
+print("mlflow" in sys.modules)
+with open_run("train"):
+    print("mlflow" in sys.modules, "dvc" in sys.modules)
+"""
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stdout
+    assert printed.split() == ["False", "True", "False"]
+
+
 def test_a_stage_stopped_at_its_start_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:
     StageRun("train").end("KILLED", duration_seconds=0.1)
     assert caplog.text == ""

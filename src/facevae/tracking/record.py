@@ -68,10 +68,12 @@ def epoch_points(row: Mapping[str, float]) -> list[Point]:
 def _metric_points(content: bytes, path: str) -> list[Point]:
     """The numbers of a JSON file under dotted names."""
     try:
-        metrics = flatten(json.loads(content))
-    except (ValueError, AttributeError) as error:
+        metrics = json.loads(content)
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): run `dvc repro --force`") from error
-    return [(key, 0, value) for key, value in metrics.items() if isinstance(value, int | float)]
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path} is not a JSON object: run `dvc repro --force`")
+    return [(key, 0, value) for key, value in flatten(metrics).items() if isinstance(value, int | float)]
 
 
 class Record:
@@ -142,7 +144,8 @@ class Record:
             if (key, step) not in self._values:
                 self._values[key, step] = value
                 new.append(Metric(key, value, self._milliseconds or int(time.time() * 1000), step))
-            self._compare(f"{key} at step {step}", value, self._values[key, step])
+            else:
+                self._compare(f"{key} at step {step}", value, self._values[key, step])
         for start in range(0, len(new), BATCH_SIZE):
             self._client.log_batch(self._run_id, metrics=new[start : start + BATCH_SIZE])
         if new:

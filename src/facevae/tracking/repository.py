@@ -31,10 +31,6 @@ class Commit:
     experiment: str = ""  # the name of its DVC experiment, if it is one
     baseline: str = ""  # the commit that the experiment started from
 
-    @property
-    def label(self) -> str:
-        return self.experiment or self.revision[:7]
-
 
 class Repository:
     """The Git repository around a project's root. Outside a repository there are no commits."""

@@ -75,13 +75,11 @@ def _find_run(client: "MlflowClient", experiment_id: str, fingerprint: str) -> "
     return oldest
 
 
-def find_runs(client: "MlflowClient", condition: str = "") -> list["Run"]:
-    """This pipeline's runs in all of MLflow's experiments, filtered by a condition in MLflow's language."""
+def find_runs(client: "MlflowClient", *conditions: str) -> list["Run"]:
+    """This pipeline's runs in all of MLflow's experiments that meet all conditions, written in MLflow's language."""
     experiment_ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    ours = f"tags.`{FINGERPRINT_TAG}` LIKE '%'"
-    return list(
-        client.search_runs(experiment_ids, f"{condition} AND {ours}" if condition else ours, max_results=50_000)
-    )
+    condition = " AND ".join([f"tags.`{FINGERPRINT_TAG}` LIKE '%'", *conditions])
+    return list(client.search_runs(experiment_ids, condition, max_results=50_000))
 
 
 def close_dead_runs(client: "MlflowClient") -> list[str]:

@@ -3,12 +3,12 @@
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from facevae.config.paths import PREPARED
 from facevae.errors import UserError
@@ -32,7 +32,7 @@ def open_run(stage: str) -> Iterator["StageRun"]:
     The run ends as FINISHED with all that the stage left on disk, as KILLED on SIGTERM or SIGINT, or as FAILED. If the
     store fails, the stage logs one warning and continues.
     """
-    previous = signal.signal(signal.SIGTERM, _raise_system_exit)
+    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     start = time.monotonic()
     run = StageRun(stage)
     status = "FAILED"
@@ -154,7 +154,3 @@ def _monitor_system(run_id: str) -> "SystemMetricsMonitor":
     monitor = SystemMetricsMonitor(run_id, resume_logging=True)
     monitor.start()
     return monitor
-
-
-def _raise_system_exit(number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)

@@ -31,11 +31,7 @@ def sync(root: Path, revisions: Sequence[str], report: Report) -> None:
     """Give every DVC experiment, every named commit and the work tree its run, and close the runs of dead processes.
 
     States that are incomplete, because params or code changed since the last `dvc repro`, are reported and left out.
-
-    Raises
-    ------
-    UserError
-        A revision is unknown, or the store fails.
+    An unknown revision or a failing store is a `UserError`.
     """
     repository = Repository(root)
     named = [commit for revision in revisions for commit in repository.named(revision)]
@@ -65,7 +61,8 @@ def find_states(root: Path, commits: Iterable[Commit | None], report: Report) ->
                 raise UserError("run `dvc repro`: " + "; ".join(f"{name} ({parts})" for name, parts in changes.items()))
             entry = held.setdefault(key, Held(state, read_outputs(state, state.stages), []))
         except UserError as error:
-            report(f"left out  {commit.label if commit else 'the work tree'}: {error}")
+            name = commit.experiment or commit.revision[:7] if commit else "the work tree"
+            report(f"left out  {name}: {error}")
         else:
             entry.commits += [commit] if commit else []
     return list(held.values())

@@ -20,15 +20,8 @@ SHORTEST = 4  # characters of a fingerprint
 def where(root: Path, name: str) -> str:
     """What a run stands for, and the commands that restore it.
 
-    Parameters
-    ----------
-    name
-        The run's name or id, or the beginning of its fingerprint.
-
-    Raises
-    ------
-    UserError
-        No run has this name, or several have it, or the store fails, or nothing in this clone holds the run's state.
+    The name is the run's name or id, or the beginning of its fingerprint. A `UserError` says that no run or several
+    runs match, that the store fails, or that nothing in this clone holds the run's state.
     """
     run = _find_run(name)
     repository = Repository(root)

@@ -183,8 +183,8 @@ def test_lost_figures_are_restored(clone: Path) -> None:
 
 def test_named_commits_get_their_run(clone: Path) -> None:
     dvc(clone, "exp", "remove", "--all-commits")
-    dvc(clone, "exp", "run", "--name", "taken-over", "--set-param", "figures.num_samples=3")
-    commit_all(clone, "Three samples")
+    dvc(clone, "exp", "run", "--name", "taken-over", "--set-param", "train.beta=1.5")  # from the run cache
+    commit_all(clone, "Another beta")
     dvc(clone, "exp", "remove", "taken-over")
     (clone / "mlflow.db").unlink()
     assert "1 state(s)" in synchronize()
@@ -315,18 +315,19 @@ def revision(name: str = "HEAD") -> str:
 
 
 def test_two_experiments_of_one_name_are_restored_by_commit(clone: Path) -> None:
-    dvc(clone, "exp", "run", "--name", "twin", "--set-param", "figures.num_samples=3")
+    dvc(clone, "exp", "run", "--name", "twin", "--set-param", "train.beta=1.5")  # from the run cache
     first = subprocess.check_output(["git", "for-each-ref", "--format=%(objectname)", "refs/exps/*/*/twin"], text=True)
     subprocess.run(["git", "stash", "--quiet"], check=True)
     subprocess.run(["git", "commit", "--quiet", "--allow-empty", "--message", "Another baseline"], check=True)
-    dvc(clone, "exp", "run", "--name", "twin", "--set-param", "figures.num_samples=4")
+    dvc(clone, "exp", "run", "--name", "twin", "--set-param", "train.beta=2.5")
     subprocess.run(["git", "stash", "--quiet"], check=True)
+    synchronize()
     client = store.connect()
     twins = [run for run in runs.find_runs(client) if run.info.run_name == "twin"]
     with pytest.raises(UserError, match="twin: 2 runs match"):
         where(Path(), "twin")
-    (three,) = [run for run in twins if run.data.params["figures.num_samples"] == "3"]
-    assert f"dvc exp apply {first.strip()}" in where(Path(), three.info.run_id)
+    (run,) = [run for run in twins if run.data.params["train.beta"] == "1.5"]
+    assert f"dvc exp apply {first.strip()}" in where(Path(), run.info.run_id)
 
 
 def test_where_knows_older_names_and_names_with_quotes(clone: Path) -> None:

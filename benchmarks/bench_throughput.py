@@ -238,7 +238,7 @@ class Contenders:
         return len(self.images) / (ends[1] - ends[0])
 
     def step_and_arithmetic(self, num_epochs: int) -> tuple[float, float]:
-        """Seconds of a step of our loop, and of what is mathematics in one: forward, backward, Adam; medians.
+        """Seconds of a step of our loop, and of what is mathematics in one: forward, backward, optimisers; medians.
 
         An epoch of the loop and as many steps of the mathematics alone, on a batch that is at hand, take turns.
         """
@@ -246,7 +246,7 @@ class Contenders:
         device = set_up_device(params)
         model = new_model(self.params.model, IMAGE_SIZE, 3, seed=0)
         model.set_memory_format(memory_format(device, largest_map_bytes(model.params, IMAGE_SIZE)))  # as the loop does
-        adam = Optimization(model, params, self._num_steps, device).adam
+        optimizers = [optimizer for optimizer, _ in Optimization(model, params, self._num_steps, device).optimizers]
         objective = Objective(model, params, device)
         images = to_unit_range(self.images[: self._batch_size], device)
         noise = torch.randn(len(images), self.params.model.latent_dim)
@@ -257,9 +257,11 @@ class Contenders:
             nonlocal start
             middle = time.perf_counter()
             for _step in range(self._num_steps):
-                adam.zero_grad()
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
                 objective(images, noise).sum().backward()
-                adam.step(1e-6)
+                for optimizer in optimizers:
+                    optimizer.step(1e-6)
             end = time.perf_counter()
             seconds["step"].append((middle - start) / self._num_steps)
             seconds["arithmetic"].append((end - middle) / self._num_steps)

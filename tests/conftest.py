@@ -70,7 +70,10 @@ SMALL: dict[str, Any] = {
         "epochs": 2,
         "batch_size": 8,
         "micro_batch_size": None,
+        "optimizer": "adam",
         "learning_rate": 0.01,
+        "muon_learning_rate": None,
+        "momentum": None,
         "learning_rate_decay": "none",
         "learning_rate_warmup_steps": 0,
         "likelihood": "squared_error",
@@ -112,6 +115,12 @@ SMALL: dict[str, Any] = {
     },
     "tracking": {"experiment": "tests"},
 }
+
+MUON: dict[str, Any] = {
+    "train__optimizer": "muon",
+    "train__muon_learning_rate": 0.01,
+    "train__momentum": 0.9,
+}  # changes of SMALL
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

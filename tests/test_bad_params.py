@@ -70,6 +70,10 @@ VALUES = [  # key, value, what the error says
     ("train.binarization", "fixed", "train.binarization: 'fixed', but train.likelihood 'squared_error' is for all"),
     ("train.micro_batch_size", 9, "train.micro_batch_size: 9 is a part of train.batch_size 8, and cannot be larger"),
     ("classifier.batch_size", 2, "classifier.batch_size: 2 may leave an image alone"),
+    ("train.optimizer", "sgd", "train.optimizer: 'sgd' must be 'adam' or 'muon'"),
+    ("train.optimizer", "muon", "train.muon_learning_rate: null, but train.optimizer is muon: set a number"),
+    ("train.momentum", 0.95, "train.momentum: 0.95, but train.optimizer is adam: set it to null, or use muon"),
+    ("train.momentum", 1.0, "train.momentum: 1.0 must be less than 1"),
     ("train.launcher", "", "train.launcher: '' must have at least 1 character"),
     ("figures.strengths", [1, 0, -1], "figures.strengths: [1.0, 0.0, -1.0] must rise from negative to positive"),
 ]

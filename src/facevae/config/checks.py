@@ -97,6 +97,12 @@ def _train_problems(train: TrainParams) -> Iterator[str]:
             f"train.micro_batch_size: {train.micro_batch_size} is a part of train.batch_size {train.batch_size}, and "
             "cannot be larger: lower it, or set it to null"
         )
+    for key in ("muon_learning_rate", "momentum"):
+        value = getattr(train, key)
+        if train.optimizer == "muon" and value is None:
+            yield f"train.{key}: null, but train.optimizer is muon: set a number (docs/parameters.md), or use adam"
+        if train.optimizer == "adam" and value is not None:
+            yield f"train.{key}: {value}, but train.optimizer is adam: set it to null, or use muon"
     if train.likelihood == "bernoulli" and train.binarization == "none":
         yield (
             "train.binarization: 'none', but train.likelihood 'bernoulli' is for black and white: choose per_epoch, "

@@ -65,7 +65,10 @@ class TrainParams(Section):
     epochs: PositiveInt
     batch_size: PositiveInt  # of all processes together
     micro_batch_size: PositiveInt | None  # how much of a batch goes through the network at a time; None: all of it
-    learning_rate: Positive
+    optimizer: Literal["adam", "muon"]
+    learning_rate: Positive  # of Adam; with Muon, of what Adam keeps: biases, normalisation and log sigma
+    muon_learning_rate: Positive | None  # None with Adam
+    momentum: Fraction | None  # of Muon; None with Adam
     learning_rate_decay: Literal["none", "cosine"]
     learning_rate_warmup_steps: Count
     likelihood: Likelihood

@@ -1,6 +1,6 @@
-"""The speed benchmark: each part compares within one run.
+"""The speed benchmark. Each part compares within one run.
 
-Its rows go to benchmarks/results/ with the hardware, in a file for each part and kind of processor.
+Each part writes its rows and the hardware to benchmarks/results/, one file for each kind of processor.
 """
 
 import argparse

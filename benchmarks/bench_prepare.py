@@ -1,8 +1,8 @@
-"""How fast images are prepared: JPEGs of CelebA's size, 178 x 218, to 128 x 128, from 8,000 to as many as CelebA has.
+"""Speed of `prepare` on JPEGs of CelebA's size (178 x 218 to 128 x 128), from 8,000 images to CelebA's 202,599.
 
-The faces at hand are enlarged to that size once, and named again and again by links. What it is measured against is
-Pillow alone, decoding and resizing on all cores and keeping nothing. As a module it measures; as a script it prepares
-a source, in a process of its own whose memory holds nothing else.
+The given faces are enlarged once and linked under many names. The comparison is Pillow alone, which decodes and resizes
+on all cores and keeps nothing. As a script, this module prepares one source in a process of its own, so that its memory
+can be measured.
 """
 
 import os
@@ -24,15 +24,15 @@ from PIL import Image
 
 from facevae.config.schema import DataParams
 from facevae.data.preparation import prepare
-from facevae.data.sources.by_name import open_source
+from facevae.data.sources.dispatch import open_source
 
 COUNTS = (8000, 32000, 202_599)
 SIZE, SQUARE = (178, 218), (0, 20, 178, 198)
 PILLOW = "Pillow alone"
-NUM_FILES = 2000  # that differ
-QUALITY = 85  # of their JPEGs: 7 kB each on average, as those of CelebA
+NUM_FILES = 2000  # different images
+QUALITY = 85  # of the JPEGs: 7 kB on average, like CelebA's
 NUM_REPEATS = 3
-SECONDS_BETWEEN_LOOKS = 1.0  # at the memory: each takes some milliseconds
+SECONDS_BETWEEN_LOOKS = 1.0  # at the memory; a look takes some milliseconds
 
 
 def measure(images: Path, root: Path) -> list[Row]:
@@ -66,7 +66,7 @@ def measure(images: Path, root: Path) -> list[Row]:
 
 
 def _pillow_alone(files: list[Path]) -> float:
-    """Images a second that Pillow decodes and resizes, one process for each core."""
+    """Images per second that Pillow decodes and resizes, with one process per core."""
     cores = os.cpu_count() or 1
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
         return cores * statistics.fmean(pool.map(_decode, [files] * (2 * cores)))
@@ -107,7 +107,7 @@ def _enlarged(source: Path, target: Path) -> list[Path]:
 
 
 def _repeated(originals: list[Path], attributes: list[str], folder: Path, count: int) -> Path:
-    """A folder in CelebA's layout with this many images."""
+    """A folder in CelebA's layout with `count` images."""
     (folder / "img_align_celeba").mkdir(parents=True)
     values = [line.split(maxsplit=1)[1] for line in attributes[2:]]
     lines = [str(count), attributes[1]]
@@ -120,7 +120,7 @@ def _repeated(originals: list[Path], attributes: list[str], folder: Path, count:
 
 
 def _run(source: Path, target: Path) -> tuple[float, float]:
-    """The seconds that a prepare takes, and the GiB that its processes hold between them at most."""
+    """Duration of a prepare in seconds, and peak memory of all its processes in GiB."""
     command = [sys.executable, __file__, str(source), str(target)]
     peak = 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -132,12 +132,12 @@ def _run(source: Path, target: Path) -> tuple[float, float]:
 
 
 def _held_bytes(process: psutil.Process) -> int:
-    """What a process and its children hold, each page that they share counted once."""
+    """Memory of a process and its children in bytes, with shared pages counted once."""
     try:
         processes = [process, *process.children()]
         return sum(each.memory_full_info().pss for each in processes)
     except psutil.Error:
-        return 0  # one has just ended
+        return 0  # a process has just ended
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Training by one process with two threads, beside two processes with one thread each, which torchrun starts.
+"""Training with one process and two threads, compared with two processes of one thread each, started by torchrun.
 
-One process with one thread is the control: its sums are rounded in another order too. As a module it measures; as a
-script it is what torchrun starts.
+One process with one thread is the control, since its sums are also rounded in a different order. torchrun starts this
+module as a script.
 """
 
 import json
@@ -28,7 +28,7 @@ from facevae.train.loop import Progress, train
 IMAGE_SIZE = 64
 NUM_IMAGES = 2048
 NUM_REPEATS = 3
-CONTENDERS = {  # processes, and threads of each
+CONTENDERS = {  # number of processes, threads of each
     "one process, two threads": (1, 2),
     "two processes, one thread each": (2, 1),
     "one process, one thread": (1, 1),
@@ -65,7 +65,7 @@ def measure(images: Path, root: Path) -> list[Row]:
 
 
 def main() -> None:
-    """Train two epochs of the demo's model, as one of the processes."""
+    """Train the demo's model for two epochs, as one of the processes."""
     folder, target, num_threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     images = np.lib.format.open_memmap(folder / "images.npy", mode="r")
     ends: list[float] = []

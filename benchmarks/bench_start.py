@@ -1,6 +1,6 @@
-"""What the pipeline costs beside its work: starting, importing, DVC and MLflow, with nothing much to compute.
+"""Overhead of the pipeline: starting processes, importing, DVC and MLflow.
 
-The clone's params ask for so little that what is left is overhead. A repro that has nothing to do is measured too.
+The clone's params ask for so little work that only overhead is left. A repro with nothing to do is measured too.
 """
 
 import os
@@ -38,7 +38,7 @@ def measure(_: Path, root: Path) -> list[Row]:
             subprocess.run(command, cwd=trial.folder, env=environment, check=True, capture_output=True)
 
         contenders = {
-            "whole repro with nothing much to compute": lambda: seconds_of(again),
+            "whole repro with little to compute": lambda: seconds_of(again),
             "repro with nothing to do": lambda: seconds_of(trial.finish),
             **{f"stage {name} alone": lambda name=name: seconds_of(lambda: stage(name)) for name in stages},  # type: ignore[misc]
         }

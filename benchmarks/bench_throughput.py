@@ -1,8 +1,8 @@
-"""How many images a second our loop trains, beside the original's loop, pythae's trainer and Lightning's.
+"""Images per second of our training loop, the original's loop, pythae's trainer and Lightning's.
 
-All train the same networks on the same faces at 64 x 64, each in a process of its own. The original's loop decodes
-JPEGs in two processes of a DataLoader, in float32 and NCHW, and asks for three numbers a step; the others have their
-images in memory. bfloat16 is measured where the processor has it: where it is emulated a single step takes minutes.
+All train the same networks on the same faces at 64 x 64, each in its own process. The original's loop decodes JPEGs in
+two DataLoader processes, in float32 and NCHW, and reads three numbers a step. The others have their images in memory.
+bfloat16 is measured only where the processor has it: emulated, a single step takes minutes.
 """
 
 import logging
@@ -36,12 +36,12 @@ from facevae.train.loop import Progress, train
 from facevae.train.step import Objective, Optimization
 
 IMAGE_SIZE = 64
-PEAK_SIZE = 2048  # of the square matrices that give the peak
+PEAK_SIZE = 2048  # side of the square matrices that give the peak
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is trained, and how long: a large one needs fewer steps in an epoch, and is repeated less often."""
+    """A model to train, with the steps in an epoch and the repeats, which are fewer for a large model."""
 
     title: str
     preset: str
@@ -56,7 +56,7 @@ SUBJECTS = (
 
 
 class PlainVAE(nn.Module):
-    """The same networks, with features in PyTorch's default order of memory, and the loss of the original."""
+    """The same networks in PyTorch's default memory format, with the original's loss."""
 
     def __init__(self, params: Params) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class PlainVAE(nn.Module):
 
 
 class Faces(Dataset[Tensor]):
-    """JPEG files, decoded when they are asked for."""
+    """JPEG files, decoded on access."""
 
     def __init__(self, files: list[Path]) -> None:
         from torchvision import transforms
@@ -95,7 +95,7 @@ class Faces(Dataset[Tensor]):
 
 
 class Contenders:
-    """One way of training each, on the same files; every method gives the images a second of an epoch."""
+    """Ways to train on the same files. Each method returns the images per second of an epoch."""
 
     def __init__(self, params: Params, files: list[Path]) -> None:
         self.params = params
@@ -106,7 +106,7 @@ class Contenders:
         self._learning_rate = params.train.learning_rate
 
     def ours(self, *, deterministic: bool = True, **changes: object) -> float:
-        """Our own loop; `changes` are of its params. Its first epoch is deterministic always."""
+        """Our loop, with some of its params changed. Its first epoch is always deterministic."""
         params = self.params.train.model_copy(update={"epochs": 2, "max_skipped_steps": 10**6, **changes})
         ends: list[float] = []
 
@@ -128,8 +128,8 @@ class Contenders:
             self._batch_size,
             shuffle=True,
             num_workers=2,
-            multiprocessing_context="fork",  # Linux's default; a spawned process would spawn, and import torch anew
-            persistent_workers=True,  # their start is next to nothing in an epoch of 5,000 steps
+            multiprocessing_context="fork",  # Linux's default; a spawned process would import torch again
+            persistent_workers=True,  # their start is negligible in an epoch of 5,000 steps
         )
         totals, ends = [0.0, 0.0, 0.0], []
         for _ in range(2):
@@ -197,7 +197,7 @@ class Contenders:
         return len(self.images) / (ends[1] - ends[0])
 
     def lightning(self, precision: str = "32-true") -> float:
-        """Lightning's trainer, with nothing on that costs time."""
+        """Lightning's trainer, with everything off that costs time."""
         import pytorch_lightning as lightning
 
         for name in ("pytorch_lightning", "lightning_utilities"):
@@ -238,9 +238,9 @@ class Contenders:
         return len(self.images) / (ends[1] - ends[0])
 
     def step_and_arithmetic(self, num_epochs: int) -> tuple[float, float]:
-        """Seconds of a step of our loop, and of what is mathematics in one: forward, backward, optimisers; medians.
+        """Median seconds of a step of our loop, and of its mathematics alone: forward, backward, optimisers.
 
-        An epoch of the loop and as many steps of the mathematics alone, on a batch that is at hand, take turns.
+        An epoch of the loop alternates with as many steps of the mathematics on one batch in memory.
         """
         params = self.params.train.model_copy(update={"epochs": num_epochs, "max_skipped_steps": 10**6})
         device = set_up_device(params)
@@ -282,7 +282,7 @@ def _pythae_dataset(images: Tensor) -> Any:
 
 
 def measure(images: Path, root: Path) -> list[Row]:
-    """How fast each subject is trained in each way, and how far our loop is from what the processor could do."""
+    """Speed of each subject in each way, and how close our loop comes to the processor's peak."""
     files = sorted((images / "img_align_celeba").iterdir())
     device = torch.device("cpu")
     has_bfloat16 = uses_bfloat16("auto", device)
@@ -320,7 +320,7 @@ def measure(images: Path, root: Path) -> list[Row]:
 
 
 def _params(path: Path) -> Params:
-    """Those of a file, for images of our size."""
+    """The params of a file, for images of our size."""
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     tree["data"]["image_size"] = IMAGE_SIZE
     tree["train"] |= {"learning_rate_decay": "none", "learning_rate": 0.0005, "likelihood": "squared_error"}

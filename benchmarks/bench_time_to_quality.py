@@ -1,9 +1,9 @@
-"""How long our recipe trains to the quality that the original's has after ten minutes, on faces at 64 x 64.
+"""Time until our recipe reaches the quality that the original has after ten minutes, on faces at 64 x 64.
 
-Quality is squared error plus KL on held-out images: the original's own objective. The original is the documented
-network in its own loop (float32, JPEGs decoded by a DataLoader, Adam at 0.0005, batches of 32). Ours is the
-demo's network at half its width with that objective; its schedule has to end with the training, so that several
-lengths are tried, each from the start.
+Quality is the original's own objective, squared error plus KL, on held-out images. The original is the documented
+network in its own loop (float32, JPEGs decoded by a DataLoader, Adam at 0.0005, batches of 32). Ours is the demo's
+network at half the width with the same objective. Its schedule must end with the training, so several lengths are
+tried, each from the start.
 """
 
 import time
@@ -28,7 +28,7 @@ from facevae.train.loop import train
 
 SECONDS = 600.0
 NUM_TRAIN, NUM_VALIDATION = 6500, 500
-LENGTHS = (4000, 6000, 8000, 10_000, 13_000, 16_000, 20_000, 26_000, 40_000)  # images to see, until one is enough
+LENGTHS = (4000, 6000, 8000, 10_000, 13_000, 16_000, 20_000, 26_000, 40_000)  # images seen; stops at the first enough
 OUR_MODEL = {"channels": [16, 32, 64, 128], "latent_dim": 32}
 OUR_TRAINING = {
     "batch_size": 16,
@@ -45,19 +45,19 @@ def measure(images: Path, root: Path) -> list[Row]:
     validation = np.stack([fit_image(read_image(path), IMAGE_SIZE, 3, None) for path in files[NUM_TRAIN:]])
     original = _params(root / "presets/celeba.yaml", {}, {})
     target, num_seen = _original_quality(original, files[:NUM_TRAIN], validation)
-    print(f"  the original saw {num_seen} images in {SECONDS:.0f} s and is at {target:.1f}", flush=True)
+    print(f"  the original saw {num_seen} images in {SECONDS:.0f} s and reached {target:.1f}", flush=True)
     pixels = np.stack([fit_image(read_image(path), IMAGE_SIZE, 3, None) for path in files[:NUM_TRAIN]])
     params = _params(root / "params.yaml", OUR_MODEL, OUR_TRAINING)
     for length in LENGTHS:
         epochs = max(1, length // NUM_TRAIN)
         own = params.train.model_copy(update={"epochs": epochs})
-        seen = pixels[np.resize(np.arange(NUM_TRAIN), length // epochs)]  # an epoch may have some of them twice
+        seen = pixels[np.resize(np.arange(NUM_TRAIN), length // epochs)]  # an epoch may have some images twice
         device = set_up_device(own)
         start = time.perf_counter()
         result = train(new_model(params.model, IMAGE_SIZE, 3, seed=0), seen, validation, own, device, seed=0)
         seconds = time.perf_counter() - start
         quality = float(result.history["validation_loss"].min())
-        print(f"  ours saw {length} images in {seconds:.1f} s and is at {quality:.1f}", flush=True)
+        print(f"  ours saw {length} images in {seconds:.1f} s and reached {quality:.1f}", flush=True)
         if quality <= target:
             return [
                 Row("original's squared error plus KL after ten minutes", target, ""),
@@ -65,11 +65,11 @@ def measure(images: Path, root: Path) -> list[Row]:
                 Row("ours as good after", seconds, "s", "ten minutes", SECONDS / seconds),
                 Row("images that ours saw", length, ""),
             ]
-    raise SystemExit(f"ours has not come to {target:.1f} with {LENGTHS[-1]} images")
+    raise SystemExit(f"ours did not reach {target:.1f} with {LENGTHS[-1]} images")
 
 
 def _original_quality(params: Params, files: list[Path], validation: NDArray[np.uint8]) -> tuple[float, int]:
-    """Squared error plus KL on held-out images after ten minutes, and how many images were seen."""
+    """Squared error plus KL on held-out images after ten minutes, and the number of images seen."""
     torch.manual_seed(0)
     torch.set_num_threads(params.train.num_threads)
     model = PlainVAE(params)

@@ -1,7 +1,7 @@
-"""Kill the pipeline at random moments, over and over, and see that it ends in the bytes of an undisturbed one.
+"""Kill the pipeline at random moments, and check that it still ends with the bytes of an undisturbed run.
 
-It works on a clone of this checkout's last commit. DVC's whole process group gets SIGKILL, SIGTERM or SIGINT, or the
-power is cut. Then `dvc repro` is called again, and perhaps killed again, until it ends by itself.
+The pipeline runs in a clone of the last commit. DVC's process group gets SIGKILL, SIGTERM or SIGINT, or the power is
+cut (simulated). Then `dvc repro` is called again, and perhaps killed again, until it finishes.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from trial import COMMITTED, SMALL, Trial
 
 POWER_CUT = "power cut"
 WAYS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT, POWER_CUT: signal.SIGKILL}
-PATIENCE = 60  # seconds that processes get to end after a signal that they may answer
+PATIENCE = 60  # seconds for processes to end after a signal
 
 
 @dataclass(frozen=True)
 class Kill:
-    """An attempt that was killed: how, in which stage, how much of the stage's work was not saved, what was lost."""
+    """A run that was killed: how, in which stage, how much unsaved work was lost, and which files."""
 
     way: str
     stage: str
@@ -43,15 +43,15 @@ def main() -> None:
     parser.add_argument(
         "--as-committed",
         action="store_true",
-        help="with the committed params, to the committed results, which this machine has made",
+        help="use the committed params and compare with the committed results, which must come from this machine",
     )
-    parser.add_argument("--stage", help="run up to this stage, and kill while it runs only")
+    parser.add_argument("--stage", help="run up to this stage, and kill only while it runs")
     parser.add_argument(
-        "--within", type=float, help="seconds until a kill, at most; the default is half an undisturbed run"
+        "--within", type=float, help="at most so many seconds until a kill; default: half an undisturbed run"
     )
     arguments = parser.parse_args()
     if arguments.as_committed and arguments.within is None:
-        parser.error("--as-committed runs nothing undisturbed, and so needs --within")
+        parser.error("--as-committed needs --within, since it has no undisturbed run to take the time from")
     if POWER_CUT in arguments.ways and not shutil.which("strace"):
         sys.exit(f"{POWER_CUT} needs strace: install it, or name other --ways")
     trial = Trial(arguments.folder, {} if arguments.as_committed else SMALL, arguments.stage)
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def attempt(trial: Trial, way: str, seconds: float, only: str | None) -> Kill | None:
-    """Run, and kill after so many seconds, counted from the start of stage `only` if given; None: it ended first."""
+    """Run, and kill after so many seconds, counted from the start of stage `only` if given. None: it ended first."""
     cut = PowerCut(trial.folder, trial.log.with_name("trace.log")) if way == POWER_CUT else None
     process = trial.start(*(cut.tracer if cut else ()))
     stage, since = "", time.monotonic()
@@ -103,19 +103,19 @@ def attempt(trial: Trial, way: str, seconds: float, only: str | None) -> Kill | 
 
 
 def running_stage(log: Path) -> str:
-    """The stage that runs, by what DVC has said; nothing where none has begun."""
+    """The stage that runs, according to DVC's output; empty before the first one."""
     running = [line for line in log.read_text(errors="replace").splitlines() if "Running stage '" in line]
     return running[-1].split("'")[1] if running else ""
 
 
 def seconds_since_save(folder: Path, stage: str) -> float:
-    """How long ago a training has saved its progress; only the stage train does."""
+    """Seconds since a training saved its progress, which only the stage `train` does."""
     saved = [path.stat().st_mtime for path in (folder / ".facevae" / "resume").glob("[!.]*")]
     return time.time() - max(saved) if stage == "train" and saved else float("inf")
 
 
 def wait_for_group(process: "subprocess.Popen[bytes]") -> None:
-    """Wait for all processes, since a stage may outlive DVC; kill what does not end."""
+    """Wait for all processes, since a stage may outlive DVC, and kill those that do not end."""
     process.wait()
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
@@ -132,7 +132,7 @@ def report(kills: list[Kill], num_whole: int) -> None:
     print(pd.crosstab(table["stage"], table["way"], margins=True).to_string())
     print(table.groupby("stage")["lost_seconds"].agg(["mean", "max"]).round(2).to_string())
     print(f"{table['lost_files'].map(len).sum()} files found empty after power cuts")
-    print(f"{len(kills)} kills; {num_whole} runs ended by themselves, each in the bytes of the undisturbed one")
+    print(f"{len(kills)} kills; {num_whole} runs finished, each with the bytes of the undisturbed one")
 
 
 if __name__ == "__main__":

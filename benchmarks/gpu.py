@@ -1,9 +1,8 @@
-"""How fast the models train on this machine's GPU, and how much of its measured peak that is.
+"""Training speed on this machine's GPU, and its share of the measured peak.
 
-The peak is that of a product of large matrices in the precision that the training has here.
-
-It needs PyTorch and the library alone, neither DVC nor MLflow, and no images: what a step costs does not depend on what
-they show. Where there is no GPU it measures the CPU, which is of use for trying it.
+The peak is the product of two large matrices in the precision of the training. The benchmark needs PyTorch and facevae,
+but neither DVC nor MLflow, and no images, since the cost of a step does not depend on their content. Without a GPU it
+measures the CPU, which is good for trying it.
 """
 
 import argparse
@@ -32,13 +31,13 @@ NUM_REPEATS = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--presets", nargs="+", default=PRESETS, help="files of params; the default is three of them")
+    parser.add_argument("--presets", nargs="+", default=PRESETS, help="params files; default: three of them")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument(
-        "--num-steps", type=int, default=50, help="in each epoch; four are deterministic, then four are not"
+        "--num-steps", type=int, default=50, help="steps in an epoch; four epochs are deterministic, then four are not"
     )
-    parser.add_argument("--peak-size", type=int, default=8192, help="of the square matrices that give the peak")
+    parser.add_argument("--peak-size", type=int, default=8192, help="side of the square matrices that give the peak")
     arguments = parser.parse_args()
     first = params_of(arguments.presets[0], arguments.image_size, 1).train
     device = set_up_device(first)
@@ -68,7 +67,7 @@ def main() -> None:
 
 
 def params_of(preset: str, image_size: int, batch_size: int) -> Params:
-    """The params of a preset, for images of this size and without a limit of skipped steps: they are noise."""
+    """The params of a preset for images of this size. Any number of steps may be skipped: the images are noise."""
     tree = yaml.safe_load((ROOT / preset).read_text(encoding="utf-8"))
     tree["data"]["image_size"] = image_size
     tree["train"] |= {"batch_size": batch_size, "epochs": 2 * (1 + NUM_REPEATS), "max_skipped_steps": 10**6}
@@ -76,7 +75,7 @@ def params_of(preset: str, image_size: int, batch_size: int) -> Params:
 
 
 def peak_flops(size: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second in the product of square matrices: the median of ten."""
+    """Floating-point operations per second in a product of square matrices, median of ten."""
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(13):
@@ -87,7 +86,7 @@ def peak_flops(size: int, device: torch.device, dtype: torch.dtype) -> float:
 
 
 def images_per_second(params: Params, num_steps: int) -> tuple[float, float]:
-    """Of our training loop, and of the same where it need not be deterministic: medians over all epochs but a first."""
+    """Speed of our loop with and without deterministic algorithms: medians over all epochs but the first."""
     size, channels = params.data.image_size, params.data.channels
     num_images = num_steps * params.train.batch_size
     images = np.random.default_rng(0).integers(0, 256, (num_images, size, size, channels), dtype=np.uint8)
@@ -105,7 +104,7 @@ def images_per_second(params: Params, num_steps: int) -> tuple[float, float]:
 
 
 def flops_per_image(params: Params, device: torch.device) -> float:
-    """Floating-point operations of a step, forward and backward, for each image: convolutions and products alone."""
+    """Floating-point operations per image of a step, forward and backward; convolutions and matrix products only."""
     size, channels = params.data.image_size, params.data.channels
     model: VAE = new_model(params.model, size, channels, seed=0).to(device)
     optimization = Optimization(model, params.train, 1, device)
@@ -116,7 +115,7 @@ def flops_per_image(params: Params, device: torch.device) -> float:
 
 
 def now(device: torch.device) -> float:
-    """The time when the device has done all that it was told to do."""
+    """The time once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

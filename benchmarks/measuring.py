@@ -1,4 +1,4 @@
-"""What the parts of the speed benchmark share: rows of its table, medians of interleaved repeats, the hardware."""
+"""What the parts of the speed benchmark share: table rows, medians of interleaved repeats, the hardware."""
 
 import os
 import platform
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Row:
-    """Something that was measured, and its ratio to what it is compared with, measured in the same run."""
+    """A measurement, and its ratio to what it is compared with, measured in the same run."""
 
     measured: str
     value: float
@@ -31,7 +31,7 @@ class Row:
 
 
 def compared(values: Mapping[str, float], own: str, unit: str, *, faster_is: str) -> list[Row]:
-    """A row for each value; `own` against each other one, so that a ratio above 1 is to our advantage.
+    """One row for each value, with the ratio of `own` to each other one. A ratio above 1 favours `own`.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def compared(values: Mapping[str, float], own: str, unit: str, *, faster_is: str
 
 
 def interleaved(contenders: Mapping[str, Callable[[], float]], num_repeats: int) -> dict[str, float]:
-    """The median of what each gives, one after the other, over and over: what disturbs the machine disturbs all."""
+    """Run the contenders in turn, `num_repeats` times, and return their medians. Other load then hits all of them."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(num_repeats):
         for name, measure in contenders.items():
@@ -57,20 +57,20 @@ def interleaved(contenders: Mapping[str, Callable[[], float]], num_repeats: int)
 
 
 def alone(action: Callable[[], Result]) -> Result:
-    """What an action that can be pickled gives in a new process, which no other one has set up to its liking."""
+    """Run a picklable action in a new process, so that no earlier setting affects it."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(action).result()
 
 
 def seconds_of(action: Callable[[], object]) -> float:
-    """How long it takes."""
+    """Duration of an action in seconds."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
 def hardware() -> dict[str, object]:
-    """What the figures depend on, without the name of the machine."""
+    """The hardware and versions that the figures depend on, without the name of the machine."""
     capability = torch.backends.cpu.get_cpu_capability()
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     model = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
@@ -87,7 +87,7 @@ def hardware() -> dict[str, object]:
 
 
 def as_table(rows: list[Row]) -> str:
-    """Markdown."""
+    """The rows as a Markdown table."""
     lines = ["| | | | ratio |", "|---|---:|---|---:|"]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f} ({row.compared_with})"

@@ -1,8 +1,8 @@
-"""What a power cut leaves of a folder: files that are new, and that no program has put on the disk, are found empty.
+"""Simulate a power cut: new files that no program has synced to disk become empty.
 
-Which files were put there is seen by strace. A file that was there before is taken to keep its old content: SQLite's
-journal and the systems' care for rewritten files see to that. DVC's locks are left out: it does not start where one is
-empty, and says which.
+strace tells which files were synced. Files that existed before keep their content, which SQLite's journal and the file
+system's handling of rewritten files ensure. DVC's locks are left out: DVC refuses to start with an empty one, and
+names it.
 """
 
 import os
@@ -11,19 +11,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-WRITEBACK_SECONDS = 30  # after which a system puts on the disk by itself what has been written
+WRITEBACK_SECONDS = 30  # after which the system writes to disk by itself
 SYNC = re.compile(r"(?P<process>\d+) +(?P<time>[\d.]+) (?:fsync|fdatasync)\(\d+<(?P<path>[^>]*)>(?P<rest>.*)")
 RESUMED = re.compile(r"(?P<process>\d+) +(?P<time>[\d.]+) <\.\.\. (?:fsync|fdatasync) resumed>")
 RENAME = re.compile(r'\d+ +[\d.]+ rename\w*\((?:AT_FDCWD<[^>]*>, )?"([^"]*)", (?:AT_FDCWD<[^>]*>, )?"([^"]*)".* = 0')
 
 
 class PowerCut:
-    """A cut that is to come while a command works below `folder`.
+    """A power cut while a command works below `folder`.
 
     Attributes
     ----------
     tracer
-        The words before the command, by which it is seen what is put on the disk.
+        The prefix of the command that traces which files are synced.
     """
 
     def __init__(self, folder: Path, trace: Path) -> None:
@@ -34,7 +34,7 @@ class PowerCut:
         self._known = {path.stat().st_ino for path in self._files()}
 
     def lose(self) -> list[Path]:
-        """Empty the files that would be lost now, when all processes are dead."""
+        """Empty the files that would be lost now. All processes must have ended."""
         synced = {path.stat().st_ino: moment for path, moment in self._synced().items() if path.exists()}
         oldest = time.time() - WRITEBACK_SECONDS
         lost = []
@@ -49,7 +49,7 @@ class PowerCut:
         return lost
 
     def _files(self) -> Iterator[Path]:
-        """All but those of Git, DVC's locks, the trace, and code that Python has compiled."""
+        """All files but Git's, DVC's locks, the trace and compiled Python code."""
         for folder, folders, names in os.walk(self._folder):
             folders[:] = [name for name in folders if name not in (".git", "tmp", "__pycache__")]
             for path in (Path(folder, name) for name in names):
@@ -57,7 +57,7 @@ class PowerCut:
                     yield path
 
     def _synced(self) -> dict[Path, float]:
-        """When each file was last put on the disk, in seconds since 1970, under the name that it has now."""
+        """When each file was last synced, in seconds since 1970, by its present name."""
         synced: dict[Path, float] = {}
         waiting: dict[str, Path] = {}
         for line in self._trace.read_text(errors="replace").splitlines():

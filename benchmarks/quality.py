@@ -1,10 +1,9 @@
-"""Train several models for the same time, or on as many images, and measure them all alike.
+"""Train several models for the same time, or on the same number of images, and measure them in the same way.
 
-The documented original, its deeper script version and pythae's VAE for CelebA stand beside the demo's model and the
-best recipe, which is trained with the original's objective too. All go through the same loop on the same images at
-64 x 64, and one classifier, trained once, judges them; in the same way the preset of the best recipe is compared at
-128 x 128. What was measured of each is kept in benchmarks/results/quality/ and its weights in the work folder, so that
-a benchmark which was stopped goes on where it was.
+The contenders are the documented original, its deeper script version, pythae's VAE for CelebA, the demo's model, and
+the best recipe, also with the original's objective. All are trained by the same loop on the same images at 64 x 64 and
+judged by one classifier. The best preset is also compared at 128 x 128. Results go to benchmarks/results/quality/ and
+weights to the work folder, so that an interrupted benchmark can be continued.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from facevae.config.params import parse_params
 from facevae.config.schema import EvaluateParams, ModelParams, Params, TrainParams
 from facevae.data.preparation import prepare
 from facevae.data.prepared import PreparedSet
-from facevae.data.sources.by_name import open_source
+from facevae.data.sources.dispatch import open_source
 from facevae.device import autocast, set_up_device
 from facevae.errors import UserError, reported_errors
 from facevae.evaluate.edits import RANDOM
@@ -44,14 +43,14 @@ from facevae.storage.tensors import read_tensors, write_tensors
 from facevae.train.loop import train
 
 IMAGE_SIZE = 64
-NUM_TRAIN, NUM_VALIDATION, NUM_IMAGES = 6500, 500, 8000  # from the front; the rest is the test
-PROBED_IMAGES, NUM_PROBES = 512, 4  # by which the speed is measured
-MARGIN = 0.97  # of the time is planned for
-WARMUP_SHARE = 1 / 3  # of a short training at most is warm-up of the KL, or its full weight would never be reached
-JUDGE_EPOCHS = 24  # of so few images: after the 6 of the presets it finds one pair of glasses in six
+NUM_TRAIN, NUM_VALIDATION, NUM_IMAGES = 6500, 500, 8000  # in order; the rest is the test split
+PROBED_IMAGES, NUM_PROBES = 512, 4  # to measure the speed
+MARGIN = 0.97  # share of the time that is planned
+WARMUP_SHARE = 1 / 3  # longest KL warm-up, so that a short training reaches the full weight
+JUDGE_EPOCHS = 24  # images are few: after the presets' 6 epochs the classifier finds one pair of glasses in six
 JUDGE = f"classifier-{JUDGE_EPOCHS}.safetensors"
 
-BEST = {  # for half the size and some thousand steps, in which a residual block does harm
+BEST = {  # for half the size and a few thousand steps, where a residual block does harm
     "model.channels": [32, 64, 128, 256],
     "model.strides": [2, 2, 2, 2],
     "model.residual_blocks": 0,
@@ -64,9 +63,9 @@ BEST = {  # for half the size and some thousand steps, in which a residual block
 ORIGINAL_OBJECTIVE = {"train.likelihood": "squared_error", "train.clip_gradient_norm": 200.0}
 PYTHAE = {"model.latent_dim": 64, "train.batch_size": 64, "train.learning_rate": 0.001}
 
-DETERMINING = {"model", "train"}  # sections of the params, of what is trained
+DETERMINING = {"model", "train"}  # sections of the params that determine the weights
 
-COLUMNS = {  # what the table shows, and how many decimals of it
+COLUMNS = {  # of the table, with the number of decimals
     "num_weights": 0,
     "training_seconds": 0,
     "images_seen": 0,
@@ -92,7 +91,7 @@ Overrides = dict[str, Any]
 
 @dataclass(frozen=True)
 class Contender:
-    """A complete file of params, and what differs from it here."""
+    """A complete params file, and the values that differ from it."""
 
     title: str
     preset: str
@@ -110,7 +109,7 @@ CONTENDERS = {
         "best recipe, original's objective", "presets/celeba-best.yaml", BEST | ORIGINAL_OBJECTIVE
     ),
 }
-ABLATION: dict[str, tuple[str, Overrides]] = {  # the best recipe but for one thing
+ABLATION: dict[str, tuple[str, Overrides]] = {  # the best recipe with one change
     "one-way": ("no mirrored images", {"train.horizontal_flip": False}),
     "last-weights": ("last weights, not their average", {"train.average_decay": None}),
     "constant-rate": ("constant learning rate", {"train.learning_rate_decay": "none"}),
@@ -125,7 +124,7 @@ ABLATION: dict[str, tuple[str, Overrides]] = {  # the best recipe but for one th
     "kernel-3": ("kernels of 3 x 3 in the decoder too", {"model.decoder_kernel_size": 3}),
     "kernel-4": ("kernels of 4 x 4 in the encoder too", {"model.kernel_size": 4}),
 }
-LARGE = {  # the preset of the best recipe as it is, and but for one thing
+LARGE = {  # the best preset at its own size, and with one change
     "best-128": Contender("celeba-best.yaml", "presets/celeba-best.yaml", {}, 128),
     "plain-128": Contender("no residual block", "presets/celeba-best.yaml", {"model.residual_blocks": 0}, 128),
 }
@@ -138,7 +137,7 @@ ALL = (
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a training lasts: so many minutes, or until it has seen `num_images`, where they are given."""
+    """Length of a training: so many minutes, or until it has seen `num_images` if given."""
 
     minutes: float
     num_images: int | None
@@ -149,9 +148,9 @@ class Budget:
 
 
 class Trained(BaseModel):
-    """What is kept beside the weights of a contender; `params` are those of `DETERMINING`, as JSON.
+    """Header of a contender's weights. `params` are the sections `DETERMINING` as JSON.
 
-    The hardware is that of the training: it may be measured elsewhere, where nothing is timed.
+    The hardware is that of the training. The evaluation may run on another machine, since it is not timed.
     """
 
     params: str
@@ -164,7 +163,7 @@ class Trained(BaseModel):
 class PythaeVAE(VAE):
     """pythae's networks for CelebA behind our interface.
 
-    The sigmoid is taken out of the decoder and done in float32, as ours is: half precision would round the pixels.
+    The sigmoid is moved out of the decoder and computed in float32, as in ours. Half precision would round the pixels.
     """
 
     def __init__(self, params: ModelParams) -> None:
@@ -183,7 +182,7 @@ class PythaeVAE(VAE):
         self.to(memory_format=torch.channels_last)
 
     def set_memory_format(self, _: torch.memory_format) -> None:
-        """Stay as it is: its maps are small, and the params by which the order is chosen are not of its networks."""
+        """Keep the format: the maps are small, and the params do not describe these networks."""
 
     def encode(self, images: Tensor) -> Posterior:
         output = self.encoder(images)
@@ -195,7 +194,7 @@ class PythaeVAE(VAE):
 
 
 class InPrecision(VAE):
-    """A model whose networks run in the precision of their training: in float32 the largest would take half an hour."""
+    """A model that is evaluated in the precision of its training. In float32 the largest would take half an hour."""
 
     def __init__(self, model: VAE, params: TrainParams, device: torch.device) -> None:
         nn.Module.__init__(self)
@@ -215,13 +214,13 @@ class InPrecision(VAE):
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("images", type=Path, help="a folder with img_align_celeba/ and list_attr_celeba.txt")
-    parser.add_argument("work", type=Path, help="a folder to keep prepared images, the classifier and weights in")
-    parser.add_argument("--only", nargs="+", choices=ALL, default=list(CONTENDERS), help="the first six by default")
+    parser.add_argument("work", type=Path, help="a folder for prepared images, classifiers and weights")
+    parser.add_argument("--only", nargs="+", choices=ALL, default=list(CONTENDERS), help="default: the first six")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--num-threads", type=int, help="CPU threads of each, in place of its preset's")
+    parser.add_argument("--num-threads", type=int, help="CPU threads of each training, instead of the preset's")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=float, default=10.0, help="of training, each; the default is 10")
-    length.add_argument("--num-images", type=int, help="to train on, each, instead: the same for all")
+    length.add_argument("--minutes", type=float, default=10.0, help="minutes of training for each; default: 10")
+    length.add_argument("--num-images", type=int, help="instead, the number of images that each training sees")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     with reported_errors():
@@ -236,11 +235,11 @@ def main() -> None:
 
 
 def run(images: Path, work: Path, name: str, params: Params, budget: Budget, seed: int) -> None:
-    """Train and measure one contender, unless its result is there already."""
+    """Train and measure one contender, unless its result exists."""
     stem = f"{budget.name}-{name}-{seed}"
     target = RESULTS / "quality" / f"{stem}.json"
     if target.exists():
-        print(f"{target.relative_to(ROOT)} is kept: remove it to measure this anew", flush=True)
+        print(f"{target.relative_to(ROOT)} exists: remove it to measure this contender again", flush=True)
         return
     prepared, classifier = prepared_and_judge(images, work / str(params.data.image_size), params)
     device = set_up_device(params.train)
@@ -249,7 +248,7 @@ def run(images: Path, work: Path, name: str, params: Params, budget: Budget, see
         train_one(weights, name, params, prepared, budget, seed)
     tensors, trained = read_tensors(weights, Trained, remedy="run this again")
     if trained.params != params.model_dump_json(include=DETERMINING):
-        raise UserError(f"{weights} was trained with other params: remove it, and run this again")
+        raise UserError(f"{weights} was trained with other params: remove it and run this again")
     model = fresh_model(name, params, seed)
     model.load_state_dict(tensors)
     model = InPrecision(model.to(device), params.train, device).eval()
@@ -287,7 +286,7 @@ def run(images: Path, work: Path, name: str, params: Params, budget: Budget, see
 
 
 def train_one(target: Path, name: str, params: Params, prepared: PreparedSet, budget: Budget, seed: int) -> None:
-    """Train one contender, and keep its weights: measuring takes long too, and what is measured may change."""
+    """Train one contender and save its weights, since measuring takes long too and may change."""
     train_images = prepared.images("train")
     num_images = budget.num_images
     if num_images is None:
@@ -318,9 +317,9 @@ def fresh_model(name: str, params: Params, seed: int) -> VAE:
 
 
 def edits_by_strength(evaluation: Evaluation) -> dict[str, float]:
-    """What the best method does at each strength, a multiple of its directions, and the control: means over attributes.
+    """Success and leakage of the best method at each strength, and of the control; means over attributes.
 
-    At the strength chosen for each attribute nearly all edits of a good model succeed, and tell little.
+    At the strength chosen for each attribute nearly all edits of a good model succeed, so that one number says little.
     """
     means = evaluation.tables["edits.csv"].groupby(["method", "strength"])[["success", "leakage"]].mean()
     own, control = means.loc[evaluation.directions.best], means.loc[RANDOM]
@@ -333,9 +332,9 @@ def edits_by_strength(evaluation: Evaluation) -> dict[str, float]:
 
 
 def epochs_of(num_seen: int, num_images: int, seed: int) -> tuple[NDArray[np.int64], int]:
-    """Which images make up an epoch, and how many epochs there are, so that `num_seen` are seen in all.
+    """The images of an epoch and the number of epochs, so that `num_seen` images are seen in all.
 
-    An epoch has each image once, and some twice, or only some where the time does not allow for one.
+    An epoch has each image once and some twice, or only some of them if there is no time for all.
     """
     epochs = max(1, num_seen // num_images)
     order = np.random.default_rng(seed).permutation(num_images)
@@ -354,7 +353,7 @@ def params_of(contender: Contender, num_threads: int | None = None) -> Params:
 
 
 def evaluation_params(params: Params) -> EvaluateParams:
-    """The same for all contenders, but for the weight of the original's directions."""
+    """The same for all contenders, except for the weight in the original's directions."""
     return EvaluateParams(
         split="test",
         batch_size=100,
@@ -370,7 +369,7 @@ def evaluation_params(params: Params) -> EvaluateParams:
 
 
 def prepared_and_judge(images: Path, work: Path, params: Params) -> tuple[PreparedSet, Classifier]:
-    """The prepared images of one size, and the classifier that judges on them; made where they are missing."""
+    """The prepared images of one size and their classifier, made if they are missing."""
     folder = work / "prepared"
     if not folder.exists():
         source = work / "celeba"
@@ -395,7 +394,7 @@ def prepared_and_judge(images: Path, work: Path, params: Params) -> tuple[Prepar
 
 
 def images_per_second(fresh: Callable[[], VAE], images: NDArray[np.uint8], params: TrainParams) -> float:
-    """The speed of training: the best of some short ones, since other work on the machine can only slow it down."""
+    """Training speed: the best of some short trainings, since other load can only slow them down."""
     some = params.model_copy(update={"epochs": 1, "max_skipped_steps": PROBED_IMAGES})
     rates = []
     for _ in range(NUM_PROBES):
@@ -406,7 +405,7 @@ def images_per_second(fresh: Callable[[], VAE], images: NDArray[np.uint8], param
 
 
 def table() -> pd.DataFrame:
-    """One row for each contender and length of training: medians over the seeds, and in brackets their extremes."""
+    """One row for each contender and length of training: medians over the seeds, with the extremes in brackets."""
     runs = pd.DataFrame([json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS / "quality").glob("*.json")])
     runs["order"] = runs["contender"].map(list(ALL).index)
     rows = []
@@ -418,7 +417,7 @@ def table() -> pd.DataFrame:
 
 
 def as_markdown(compared: pd.DataFrame) -> str:
-    """The table with a column for each contender, one for each length of training."""
+    """One table for each length of training, with one column for each contender."""
     parts = []
     for length, group in compared.groupby("length", sort=False):
         rows = {name: group[name].astype(str) for name in group.columns.drop(["length", "contender"])}
@@ -428,7 +427,7 @@ def as_markdown(compared: pd.DataFrame) -> str:
 
 
 def spread(values: "pd.Series[float]", digits: int) -> str:
-    """The median, and the extremes where there are several values."""
+    """The median, with the extremes if there are several values."""
     median, least, most = (f"{value:.{digits}f}" for value in (values.median(), values.min(), values.max()))
     return median if len(values) == 1 else f"{median} ({least} to {most})"
 

@@ -1,7 +1,7 @@
-"""Draw the sweep's experiments by their rate (KL) and distortion (squared error), a line for each size of the latent.
+"""Plot the sweep's experiments by rate (KL) and distortion (squared error), one line for each latent size.
 
-The two terms of the objective trade against each other: a higher beta buys a lower rate with more distortion, and what
-a model can reach lies on a curve (Alemi et al. 2018, arXiv 1711.00464). `make sweep` runs the experiments and this.
+A higher beta lowers the rate and raises the distortion; the models of one family lie on a curve (Alemi et al. 2018,
+arXiv 1711.00464). `make sweep` runs the experiments and this script.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from facevae.tracking.state import State
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("prefix", help="what the names of the experiments begin with")
+    parser.add_argument("prefix", help="prefix of the experiments' names")
     parser.add_argument("figure", type=Path, help="the PNG file to write")
     arguments = parser.parse_args()
     with reported_errors():
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def read_experiments(root: Path, prefix: str) -> pd.DataFrame:
-    """Name, params and metrics of the experiments, one row each."""
+    """Names, params and metrics of the experiments, one row each."""
     rows = []
     for commit in Repository(root).experiments():
         if not commit.experiment.startswith(prefix):
@@ -48,7 +48,7 @@ def read_experiments(root: Path, prefix: str) -> pd.DataFrame:
             }
         )
     if not rows:
-        raise UserError(f"there is no experiment {prefix}*; see `dvc exp list`, or run `make sweep`")
+        raise UserError(f"no experiment is named {prefix}*: see `dvc exp list`, or run `make sweep`")
     return pd.DataFrame(rows).sort_values(["latent_dim", "beta"])
 
 

@@ -1,7 +1,7 @@
-"""Make everything anew, over and over, each time in other surroundings, and see that the bytes stay the same.
+"""Run the whole pipeline again and again in different environments, and check that the bytes stay the same.
 
-It works on a clone of this checkout's last commit. What varies is what should not matter: the folder, the home, the
-time zone, the language, the umask, hashes of strings, how many processors are free, and threads that variables ask for.
+The pipeline runs in a clone of the last commit. What varies should not matter: folder, home, time zone, language,
+umask, string hashes, free processors, and the threads that environment variables ask for.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from trial import SMALL, Trial
 
-TWO_THREADS = {**SMALL, "train": {**SMALL["train"], "num_threads": 2}}  # also where one processor is free
+TWO_THREADS = {**SMALL, "train": {**SMALL["train"], "num_threads": 2}}  # also when one processor is free
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What is around a run: variables, a command that runs it, other work, and whether the clone lies elsewhere."""
+    """The environment of a run: variables, a command that runs it, other load, and the clone's folder."""
 
     variables: dict[str, str] = field(default_factory=dict)
     prefix: tuple[str, ...] = ()
@@ -30,14 +30,14 @@ class Surroundings:
 
 
 VARIED = {
-    "as they are": Surroundings(),
-    "another folder, whose name has spaces": Surroundings(folder="another folder"),
+    "as it is": Surroundings(),
+    "a folder whose name has spaces": Surroundings(folder="another folder"),
     "one processor": Surroundings(prefix=("taskset", "--cpu-list", "0")),
     "a busy machine": Surroundings(is_busy=True),
     "another time zone and language": Surroundings({"TZ": "Pacific/Chatham", "LANG": "tr_TR.UTF-8", "LC_ALL": "C"}),
-    "hashes of strings that are fixed": Surroundings({"PYTHONHASHSEED": "1"}),
-    "an empty home of another user": Surroundings({"HOME": "{empty}", "USER": "nobody", "XDG_CACHE_HOME": "{empty}"}),
-    "files for the user alone": Surroundings(prefix=("sh", "-c", 'umask 077; exec "$@"', "sh")),
+    "fixed string hashes": Surroundings({"PYTHONHASHSEED": "1"}),
+    "another user with an empty home": Surroundings({"HOME": "{empty}", "USER": "nobody", "XDG_CACHE_HOME": "{empty}"}),
+    "files that only the user may read": Surroundings(prefix=("sh", "-c", 'umask 077; exec "$@"', "sh")),
     "variables that ask for threads": Surroundings({"OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "3"}),
     "low priority": Surroundings(prefix=("nice", "-n", "19")),
 }

@@ -1,4 +1,4 @@
-"""A clone of this checkout's last commit in which the pipeline can be run, stopped and compared, file by file."""
+"""A clone of the last commit, in which the pipeline can be run, stopped and compared file by file."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ("metrics", "plots", "dvc.lock")
-HELD_BY_DVC = ("models", "data/prepared")  # whose digests are in dvc.lock
+HELD_BY_DVC = ("models", "data/prepared")  # dvc.lock has their digests
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"num_images": 200, "image_size": 16},
     "model": {"channels": [8, 16], "strides": [2, 2], "latent_dim": 4},
@@ -26,21 +26,21 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 class Trial:
-    """A clone with `changes` of the committed params, by section, which runs up to the stage `target`, or everything.
+    """A clone with some params changed, which runs the pipeline up to the stage `target`, or the whole of it.
 
     Attributes
     ----------
     folder
         Its root.
     log
-        What the last command has said.
+        The output of the last command.
     """
 
     def __init__(self, folder: Path, changes: Mapping[str, Mapping[str, Any]], target: str | None = None) -> None:
         self.folder = folder.resolve()
         self._targets = [target] if target else []
         if folder.exists():
-            sys.exit(f"{folder} is there already: name a folder that is not")
+            sys.exit(f"{folder} already exists: name a new folder")
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
         path = self.folder / "params.yaml"
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -52,10 +52,10 @@ class Trial:
         self.log.parent.mkdir(exist_ok=True)
 
     def start(self, *prefix: str, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
-        """Start `dvc repro` in a process group of its own; `prefix` is a command that runs it.
+        """Start `dvc repro` in its own process group; `prefix` is a command that runs it.
 
-        It computes what is not there: DVC's run cache would bring the results of an earlier round. What DVC was writing
-        when it was killed is mended first, as `make repro` does.
+        The run cache is off, since it would bring back the results of an earlier round. Files that DVC was writing when
+        it was killed are repaired first, as `make repro` does.
         """
         subprocess.run([Path(sys.executable).with_name("facevae"), "mend"], cwd=self.folder, check=True)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -68,18 +68,18 @@ class Trial:
             )
 
     def finish(self, *prefix: str, environment: dict[str, str] | None = None) -> None:
-        """Run `dvc repro` undisturbed; end the benchmark where it fails."""
+        """Run `dvc repro` to its end. Exit if it fails."""
         if self.start(*prefix, environment=environment).wait() != 0:
             sys.exit(f"`dvc repro` failed:\n{self.log.read_text(errors='replace')}")
 
     def start_over(self) -> None:
-        """Take away all that the pipeline has made, but for MLflow's runs."""
+        """Remove everything that the pipeline has made, except for MLflow's runs."""
         for name in (*COMMITTED, *HELD_BY_DVC, ".dvc/cache", ".dvc/tmp"):
             subprocess.run(["rm", "-rf", name], cwd=self.folder, check=True)
         subprocess.run(["git", "checkout", "--quiet", "--", *COMMITTED, "models"], cwd=self.folder, check=True)
 
     def move(self, folder: Path) -> None:
-        """Put the clone elsewhere, where nothing is yet; MLflow's store is made anew, since it knows where it lay."""
+        """Move the clone to a new folder. MLflow's store is removed, since it holds absolute paths."""
         if self.folder != folder.resolve():
             for name in ("mlflow.db", "mlartifacts"):
                 subprocess.run(["rm", "-rf", name], cwd=self.folder, check=True)
@@ -87,7 +87,7 @@ class Trial:
             self.folder = self.folder.rename(folder.resolve())
 
     def results(self, *names: str) -> dict[str, str]:
-        """The digest of every file under these names, or of all that the pipeline makes, by its path."""
+        """The digest of each file under these names, by path; by default of everything that the pipeline makes."""
         named = [self.folder / name for name in names or (*COMMITTED, *HELD_BY_DVC)]
         paths = [path for start in named for path in ([start] if start.is_file() else start.rglob("*"))]
         return {
@@ -97,7 +97,7 @@ class Trial:
         }
 
     def check(self, expected: dict[str, str], *names: str) -> None:
-        """End the benchmark where a result differs, or anything is left over, after a run that ended well."""
+        """Exit if a result differs from the expected one, or if a temporary file or a running MLflow run is left."""
         found = self.results(*names)
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         patterns = ("**/*.partial", "data/prepared.old", ".facevae/resume/*")

@@ -1,4 +1,4 @@
-"""Train the attribute classifier, by which samples and edits are judged, on the training images."""
+"""Train the attribute classifier, which judges samples and edits, on the training images."""
 
 from facevae.config.params import load_params
 from facevae.config.paths import CLASSIFIER

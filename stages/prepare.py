@@ -1,20 +1,20 @@
-"""Draw, read or download the raw images and write the prepared set."""
+"""Draw, read or download raw images and write the prepared set."""
 
 from facevae.config.checks import require_attributes
 from facevae.config.params import load_params
 from facevae.config.paths import PREPARED
 from facevae.data.preparation import prepare
-from facevae.data.sources.by_name import fetch, open_source
+from facevae.data.sources.dispatch import fetch, open_source
 from facevae.errors import reported_errors
 from facevae.fingerprint import inputs_digest, refuse_change
 
 
 def main() -> None:
-    fetch(load_params().data)  # first, since what is downloaded belongs to the inputs
+    fetch(load_params().data)  # before the digest, because a download adds to the inputs
     before = inputs_digest("prepare")
     params = load_params()
     source = open_source(params.data, params.seed)
-    require_attributes(params, source.attributes.columns)  # now, and not after a long training
+    require_attributes(params, source.attributes.columns)  # here, because later stages would fail after training
     manifest = prepare(source, params.data, params.seed, PREPARED)
     refuse_change(before, inputs_digest("prepare"))
     print(f"{PREPARED}: {manifest.num_images}, {len(manifest.bad_images)} bad image(s) left out")

@@ -1,4 +1,4 @@
-"""What several test modules build on: a small complete set of params, small images, and the real data where it lies."""
+"""Shared by the tests: small complete params, small images, clones that run the pipeline, and the real data."""
 
 import os
 import runpy
@@ -17,6 +17,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -28,16 +29,20 @@ from PIL import Image
 from facevae.config.params import parse_params
 from facevae.config.schema import Params
 from facevae.data.preparation import prepare
-from facevae.data.sources.by_name import open_source
+from facevae.data.sources.dispatch import open_source
 from facevae.errors import UserError
+from facevae.evaluate.directions import FittedDirections, fit_directions, save_directions
+from facevae.model import checkpoint
+from facevae.model.vae import Posterior, new_model
 from facevae.priors import coupling_flow
+from facevae.priors.fitting import fit_priors, save_priors
 from facevae.tracking import stage_run
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 for variable in [name for name in os.environ if name.startswith("GIT_") and name != "GIT_SSL_CAINFO"]:
-    del os.environ[variable]  # of a hook, in which the tests would work on the repository around them
+    del os.environ[variable]  # set in a Git hook, where the tests would work on the surrounding repository
 os.environ["GIT_CONFIG_GLOBAL"] = os.devnull
 torch.set_num_threads(1)
 
@@ -87,7 +92,7 @@ SMALL: dict[str, Any] = {
         "max_skipped_steps": 5,
         "precision": "float32",
         "device": "cpu",
-        "num_threads": 1,  # tiny tensors: a second thread costs more than it brings
+        "num_threads": 1,  # tensors are tiny, so a second thread would only cost time
         "launcher": "python",
     },
     "classifier": {"epochs": 1, "batch_size": 8, "learning_rate": 0.003},
@@ -123,12 +128,22 @@ MUON: dict[str, Any] = {
 }  # changes of SMALL
 
 
+SLOW_FIXTURES = {"project", "copy", "experiments", "inception_weights", "together"}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--num-experiments", type=int, default=2, help="how many DVC experiments the tests queue")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests slow whose fixtures run the pipeline by DVC or take seconds to make."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
 def small_tree(**changes: object) -> dict[str, Any]:
-    """The small params as plain values; `changes` are given as section__key or key."""
+    """The small params as plain values. Keyword arguments change them, as section__key or key."""
     tree = yaml.safe_load(yaml.safe_dump(SMALL))
     for name, value in changes.items():
         *sections, key = name.split("__")
@@ -140,12 +155,12 @@ def small_tree(**changes: object) -> dict[str, Any]:
 
 
 def small_params(**changes: object) -> Params:
-    """The small params, checked."""
+    """The small params, validated."""
     return parse_params(small_tree(**changes), "params.yaml")
 
 
 def disc_images(num_images: int, size: int = 8, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:
-    """Discs of a random place, radius and colour on black: (num_images, size, size, channels)."""
+    """Discs of random position, radius and colour on black, uint8 (num_images, size, size, channels)."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]
     centre = generator.uniform(0.3 * size, 0.7 * size, (num_images, 2, 1, 1))
@@ -156,7 +171,7 @@ def disc_images(num_images: int, size: int = 8, channels: int = 3, seed: int = 0
 
 
 def clone(target: Path, **changes: object) -> Path:
-    """The files of this checkout that Git tracks or would track, as a repository of their own, with small params."""
+    """A new repository with the files of this checkout that Git tracks or would track, and small params."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -173,7 +188,7 @@ def clone(target: Path, **changes: object) -> Path:
 
 
 def init_repository(folder: Path) -> None:
-    """Make a folder a Git repository whose first commit has all that is in it."""
+    """Turn a folder into a Git repository, with everything in its first commit."""
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     for key, value in (("user.name", "test"), ("user.email", "test@example.com")):
         subprocess.run(["git", "config", key, value], cwd=folder, check=True)
@@ -193,14 +208,14 @@ def commit_all(folder: Path, message: str) -> None:
 
 
 def clean_environment() -> dict[str, str]:
-    """What a user's shell has, whatever surrounds the tests; programs are those of the tests' own environment."""
+    """The variables of a user's shell, with the programs of the tests' own environment."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "PYTHON"))}
     return own | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]])}
 
 
 def dvc(folder: Path, *arguments: str) -> str:
-    """What DVC prints; the tests' own interpreter runs the stages."""
-    with tempfile.TemporaryFile() as said:  # not a pipe: the workers of DVC's queue would hold it open
+    """Run DVC and return its output. The stages run in the tests' interpreter."""
+    with tempfile.TemporaryFile() as said:  # the workers of DVC's queue would hold a pipe open
         result = subprocess.run(
             ["dvc", *arguments], cwd=folder, env=clean_environment(), stdout=said, stderr=subprocess.STDOUT, check=False
         )
@@ -212,12 +227,12 @@ def dvc(folder: Path, *arguments: str) -> str:
 
 
 def run_stage(name: str) -> None:
-    """Run a stage's script in the working directory, in this process and without DVC."""
+    """Run a stage's script in the working directory, in this process, without DVC."""
     runpy.run_path(f"stages/{name}.py", run_name="__main__")
 
 
 def failure_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line in which a stage ends."""
+    """Run a stage that must fail, and return the one line that it prints."""
     with pytest.raises(SystemExit) as ended:
         run_stage(name)
     lines = capsys.readouterr().err.splitlines()
@@ -227,28 +242,28 @@ def failure_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def emptied(_content: bytes) -> bytes:
-    """A file's content as a disk that was full may leave it."""
+    """Content as a full disk may leave it."""
     return b""
 
 
 def cut(content: bytes) -> bytes:
-    """A file's content less its last bytes."""
+    """Content without its last bytes."""
     return content[:-5]
 
 
 def flip_a_bit(content: bytes) -> bytes:
-    """A file's content as a disk that fails may give it back."""
+    """Content as a failing disk may return it."""
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 @contextmanager
 def mlflow_server(folder: Path, port: int | None = None) -> Iterator[str]:
-    """The address of an MLflow server on the store in a folder; it is killed at the end."""
+    """Run an MLflow server on the store in a folder, and give its address."""
     port = port or free_port()
     environment = clean_environment() | {
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes, none of them for our pages
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes that our pages do not need
     }
     options = [
         "--backend-store-uri",
@@ -275,7 +290,7 @@ def mlflow_server(folder: Path, port: int | None = None) -> Iterator[str]:
                 time.sleep(0.5)
             yield f"http://127.0.0.1:{port}"
         finally:
-            with suppress(ProcessLookupError):  # it has ended by itself
+            with suppress(ProcessLookupError):  # it has already ended
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
@@ -288,9 +303,9 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone whose pipeline has been run, and whose results are committed.
+    """A clone whose pipeline has been run and whose results are committed.
 
-    It is made by the first process of the tests that needs it, for all of them.
+    The first test process that needs it makes it, for all of them.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "project"
@@ -304,13 +319,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(project: Path, tmp_path: Path) -> Path:
-    """A copy of that clone, for tests that change something."""
+    """A copy of the clone `project`, for tests that change something."""
     return shutil.copytree(project, tmp_path / "copy")
 
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """Stages run there without MLflow, which takes seconds to import; test_tracking.py has its faults."""
+    """Run stages in a folder, without MLflow, which takes seconds to import."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(stage_run, "open_run", lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None)))
@@ -321,7 +336,7 @@ def working_in(folder: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all stages but the figures have been run on a tiny set."""
+    """A folder in which all stages but `figures` have been run on a tiny set."""
     folder = tmp_path_factory.mktemp("evaluated")
     tree = small_tree(data__num_images=20, data__image_size=16, evaluate__num_bootstraps=2)
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
@@ -336,7 +351,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work_tree(evaluated: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of it, which is the working directory."""
+    """A copy of the folder `evaluated`, as the working directory."""
     folder = shutil.copytree(evaluated, tmp_path / "work", symlinks=True)
     with working_in(folder):
         yield folder
@@ -344,9 +359,9 @@ def work_tree(evaluated: Path, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def experiments(project: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    """A clone with a new MLflow store, in which DVC's queue has run experiments beta-1, beta-2, ..., two at a time.
+    """A clone with a new MLflow store, in which DVC's queue has run the experiments beta-1, beta-2, ..., two at a time.
 
-    Tests that use it are of one group, "experiments", and so in one process.
+    Tests that use it are in the group "experiments", and so in one process.
     """
     number = pytestconfig.getoption("--num-experiments")
     folder = tmp_path_factory.mktemp("experiments") / "clone"
@@ -357,9 +372,9 @@ def experiments(project: Path, tmp_path_factory: pytest.TempPathFactory, pytestc
     deadline = time.monotonic() + 240 * number
     while "Running" in (status := dvc(folder, "queue", "status")) or "Queued" in status:
         assert time.monotonic() < deadline, status
-        time.sleep(5)  # each look takes DVC a second of a processor
+        time.sleep(5)  # asking costs DVC a second of CPU time
     assert status.count("Success") == number, status
-    for process in psutil.process_iter(["cwd"]):  # an idle worker does not always end by itself
+    for process in psutil.process_iter(["cwd"]):  # an idle worker does not always end
         if str(process.info["cwd"]).startswith(str(folder)):
             process.kill()
     return folder
@@ -367,7 +382,7 @@ def experiments(project: Path, tmp_path_factory: pytest.TempPathFactory, pytestc
 
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of the Inception network, in a file as users have it."""
+    """A file with random weights of the Inception network."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
@@ -385,7 +400,7 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def write_images(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes PNG or JPEG files of discs into a folder below tmp_path and returns it."""
+    """A function that writes image files of discs into a folder below tmp_path and returns the folder."""
 
     def write(names: list[str], folder: str = "images", size: tuple[int, int] = (20, 24)) -> Path:
         target = tmp_path / folder
@@ -401,19 +416,37 @@ def write_images(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared set of cartoons; tests that write there take a copy."""
+    """A prepared set of avatars. Tests that change it take a copy."""
     folder = tmp_path_factory.mktemp("avatars") / "prepared"
     params = small_params()
     prepare(open_source(params.data, params.seed), params.data, params.seed, folder)
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model for 8 x 8 images, its directions and priors in models/, and the images a.png and b.jpg."""
+    folder = tmp_path_factory.mktemp("trained")
+    params = small_params()
+    model = new_model(params.model, 8, 3, seed=0)
+    checkpoint.save(folder / "models" / "vae.safetensors", model, params.train, crop=12, fingerprint="abc")
+    attributes = pd.DataFrame({"Smiling": [0, 1, 0, 1], "Eyeglasses": [0, 0, 1, 1]})
+    posteriors = Posterior(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 3))
+    directions = FittedDirections(fit_directions(posteriors.mean, attributes, 0.5), "joint")
+    save_directions(folder / "models" / "directions.safetensors", directions, fingerprint="abc")
+    priors = fit_priors(posteriors, posteriors, seed=0)
+    save_priors(folder / "models" / "priors.safetensors", priors, fingerprint="abc")
+    for name, pixels in zip(("a.png", "b.jpg"), disc_images(2, size=20), strict=True):
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
 @pytest.fixture
 def refusal(prepared: Path, tmp_path: Path) -> Callable[..., str]:
-    """A function that prepares what lies in tmp_path / "raw" over a prepared set, and returns the error's message.
+    """A function that prepares tmp_path / "raw", which must fail, over a prepared set, and returns the error's message.
 
-    It sees to it that the set keeps its bytes and that nothing is left beside it. Its arguments are the source and
-    further params.
+    It checks that the prepared set keeps its bytes and that no other file is left. Its arguments are the source and
+    other data params.
     """
 
     def refuse(source: str, **changes: object) -> str:
@@ -432,8 +465,8 @@ def refusal(prepared: Path, tmp_path: Path) -> Callable[..., str]:
 
 
 def shared_data(name: str) -> Path:
-    """A folder of real images beside the checkout; the test is skipped where it is absent."""
+    """A folder of real images beside the checkout. The test is skipped if it is absent."""
     path = SHARED_DATA / name
     if not path.is_dir():
-        pytest.skip(f"the real images of {name} are not beside this checkout")
+        pytest.skip(f"the real images {name} are not beside this checkout")
     return path

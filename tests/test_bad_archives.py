@@ -1,4 +1,4 @@
-"""The catalogue of bad input, fourth part: zips and IDX files."""
+"""The catalogue of bad input, part 4: zip and IDX files."""
 
 import gzip
 import io
@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from facevae.data.image_file import MAX_FILE_BYTES, BadImageError
-from facevae.data.sources.by_name import open_source
 from facevae.data.sources.celeba import open_celeba
+from facevae.data.sources.dispatch import open_source
 from facevae.data.sources.mnist import open_mnist
 from facevae.errors import UserError
 
 NAMES = [f"00000{i}.jpg" for i in range(1, 6)]
-LOCAL, CENTRAL = b"PK\3\4\x14\0", b"PK\1\2\x14\3\x14\0"  # what the headers of a member begin with
+LOCAL, CENTRAL = b"PK\3\4\x14\0", b"PK\1\2\x14\3\x14\0"  # the first bytes of a member's two headers
 Refusal = Callable[..., str]
 
 
@@ -32,7 +32,7 @@ def jpeg(seed: int = 0) -> bytes:
 
 
 def zipped(extra: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """Five images, and more members, the same name with other content among them."""
+    """A zip of five images and `extra` members, which may replace images."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression, compresslevel=1) as archive:
         for name, content in {**{f"img_align_celeba/{name}": jpeg() for name in NAMES}, **(extra or {})}.items():
@@ -41,7 +41,7 @@ def zipped(extra: dict[str, bytes] | None = None, compression: int = zipfile.ZIP
 
 
 def with_flags(flags: int, method: int) -> bytes:
-    """As a zip whose members are said to be encrypted, or packed by an unknown method."""
+    """A zip whose headers claim these flags (1: encrypted) and this compression method."""
     new = struct.pack("<2H", flags, method)
     content = zipped()
     for begin in (LOCAL, CENTRAL):
@@ -63,33 +63,36 @@ def alone(name: str, content: bytes) -> bytes:
 
 
 FIRST = "img_align_celeba/000001.jpg"
-BAD_ZIPS = {  # name: the zip, what the error says
-    "empty": (b"", "is not a whole zip file (File is not a zip file): download it again"),
-    "its start alone": (zipped()[:500], "is not a whole zip file"),
-    "its first half": (zipped()[: len(zipped()) // 2], "is not a whole zip file"),
+BAD_ZIPS = {  # name: the zip, part of the error
+    "empty": (b"", "is not a complete zip file (File is not a zip file): download it again"),
+    "only its start": (zipped()[:500], "is not a complete zip file"),
+    "half of it": (zipped()[: len(zipped()) // 2], "is not a complete zip file"),
     "without its start": (zipped()[100:], "1 of 5 images"),
     "without members": (b"PK\5\6" + bytes(18), "holds no img_align_celeba/*.jpg"),
     "a zip in a zip": (alone("img_align_celeba.zip", zipped()), "holds no img_align_celeba/*.jpg"),
-    "paths that lead out": (alone("../img_align_celeba/000001.jpg", jpeg()), "holds no img_align_celeba/*.jpg"),
+    "paths out of the folder": (alone("../img_align_celeba/000001.jpg", jpeg()), "holds no img_align_celeba/*.jpg"),
     "absolute paths": (alone("/img_align_celeba/000001.jpg", jpeg()), "holds no img_align_celeba/*.jpg"),
-    "an image twice": (zipped({"000001.jpg": jpeg()}), "holds 000001.jpg 2 times: pack it anew, each image once"),
-    "a zip for an image": (zipped({FIRST: alone("a", b"")}), "000001.jpg: it is empty or not an image"),
+    "an image twice": (
+        zipped({"000001.jpg": jpeg()}),
+        "holds 000001.jpg 2 times: pack the zip again with each image once",
+    ),
+    "a zip as an image": (zipped({FIRST: alone("a", b"")}), "000001.jpg: it is empty or not an image"),
     "encrypted": (with_flags(1, 0), "File 'img_align_celeba/000001.jpg' is encrypted"),
     "an unknown method": (with_flags(0, 99), "That compression method is not supported"),
     "damage": (flipped(zipfile.ZIP_STORED), "000001.jpg: it cannot be "),
-    "damage by deflate": (flipped(zipfile.ZIP_DEFLATED), "000001.jpg: it cannot be "),
-    "damage by bzip2": (flipped(zipfile.ZIP_BZIP2), "000001.jpg: it cannot be "),
-    "damage by LZMA": (flipped(zipfile.ZIP_LZMA), "000001.jpg: it cannot be "),
+    "damage under deflate": (flipped(zipfile.ZIP_DEFLATED), "000001.jpg: it cannot be "),
+    "damage under bzip2": (flipped(zipfile.ZIP_BZIP2), "000001.jpg: it cannot be "),
+    "damage under LZMA": (flipped(zipfile.ZIP_LZMA), "000001.jpg: it cannot be "),
     "a bomb": (
         zipped({FIRST: jpeg() + bytes(MAX_FILE_BYTES)}, zipfile.ZIP_DEFLATED),
-        "bytes; more than 268,435,456 are not read",
+        "bytes; the limit is 268,435,456",
     ),
 }
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """A folder with the attributes of five images."""
+    """A folder with the attributes of five images, but without the images."""
     folder = tmp_path / "raw"
     folder.mkdir()
     (folder / "list_attr_celeba.txt").write_text("5\nMale\n" + "".join(f"{name} 1\n" for name in NAMES))
@@ -97,13 +100,13 @@ def raw(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", BAD_ZIPS)
-def test_a_bad_zip_is_told(raw: Path, refusal: Refusal, name: str) -> None:
+def test_a_bad_zip_is_refused(raw: Path, refusal: Refusal, name: str) -> None:
     content, message = BAD_ZIPS[name]
     (raw / "img_align_celeba.zip").write_bytes(content)
     assert message in refusal("celeba")
 
 
-def test_what_lies_elsewhere_in_a_zip_is_left_alone(raw: Path, tmp_path: Path) -> None:
+def test_other_members_of_a_zip_are_ignored(raw: Path, tmp_path: Path) -> None:
     extra = {"../000001.jpg": b"", "/000002.jpg": b"", "img_align_celeba/../000003.jpg": b"", "notes.txt": b""}
     (raw / "img_align_celeba.zip").write_bytes(b"a program before it" + zipped(extra, zipfile.ZIP_LZMA))
     before = sorted(tmp_path.rglob("*"))
@@ -120,26 +123,26 @@ def idx(*sizes: int, content: bytes = b"", kind: int = 8) -> bytes:
 
 ONES = np.ones((5, 28, 28), np.uint8).tobytes()
 IMAGES, LABELS = idx(5, 28, 28, content=ONES), idx(5, content=bytes(5))
-BAD_IDX = {  # name: images, labels, what the error says
+BAD_IDX = {  # name: images, labels, part of the error
     "empty": (b"", LABELS, "ubyte cannot be read"),
     "half a header": (IMAGES[:10], LABELS, "ubyte cannot be read"),
-    "a byte missing": (IMAGES[:-1], LABELS, "ubyte is not a whole IDX file of bytes"),
-    "a byte too many": (IMAGES + b"0", LABELS, "ubyte is not a whole IDX file of bytes"),
-    "2^96 pixels": (idx(*[2**32 - 1] * 3), LABELS, "ubyte is not a whole IDX file of bytes"),
-    "no pixel": (idx(5, 0, 28), LABELS, "ubyte is not a whole IDX file of bytes"),
+    "a byte missing": (IMAGES[:-1], LABELS, "ubyte is not a complete IDX file of bytes"),
+    "a byte too many": (IMAGES + b"0", LABELS, "ubyte is not a complete IDX file of bytes"),
+    "2^96 pixels": (idx(*[2**32 - 1] * 3), LABELS, "ubyte is not a complete IDX file of bytes"),
+    "no pixel": (idx(5, 0, 28), LABELS, "ubyte is not a complete IDX file of bytes"),
     "floats": (
         idx(5, 28, 28, content=ONES, kind=13),
         LABELS,
-        "ubyte is not a whole IDX file of bytes",
+        "ubyte is not a complete IDX file of bytes",
     ),
-    "labels for images": (LABELS + bytes(8), LABELS, "ubyte is not a whole IDX file of bytes"),
+    "labels for images": (LABELS + bytes(8), LABELS, "ubyte is not a complete IDX file of bytes"),
     "a label missing": (IMAGES, idx(4, content=bytes(4)), "5 images but 4 labels"),
-    "a label of 10": (IMAGES, idx(5, content=bytes([1, 2, 3, 4, 10])), "a label is 10, no digit"),
+    "a label of 10": (IMAGES, idx(5, content=bytes([1, 2, 3, 4, 10])), "a label is 10, not a digit"),
 }
-BAD_GZIPS = {
-    "no gzip": (b"words", "cannot be read: Not a gzipped file"),
+BAD_GZIPS = {  # name: images, part of the error
+    "not gzip": (b"words", "cannot be read: Not a gzipped file"),
     "half a gzip": (gzip.compress(IMAGES)[:40], "cannot be read: Compressed file ended"),
-    "a bomb": (gzip.compress(IMAGES + bytes(2**27), compresslevel=1), "is not a whole IDX file of bytes"),
+    "a bomb": (gzip.compress(IMAGES + bytes(2**27), compresslevel=1), "is not a complete IDX file of bytes"),
 }
 
 
@@ -151,28 +154,28 @@ def write_mnist(root: Path, images: bytes, labels: bytes, part: str = "train", s
 
 
 @pytest.mark.parametrize("name", BAD_IDX)
-def test_a_bad_idx_file_is_told(raw: Path, refusal: Refusal, name: str) -> None:
+def test_a_bad_idx_file_is_refused(raw: Path, refusal: Refusal, name: str) -> None:
     images, labels, message = BAD_IDX[name]
     write_mnist(raw, images, labels)
     assert message in refusal("mnist")
 
 
 @pytest.mark.parametrize("name", BAD_GZIPS)
-def test_a_bad_gzip_is_told(raw: Path, refusal: Refusal, name: str) -> None:
+def test_a_bad_gzip_is_refused(raw: Path, refusal: Refusal, name: str) -> None:
     images, message = BAD_GZIPS[name]
     write_mnist(raw, images, LABELS, suffix=".gz")
     assert f"train-images-idx3-ubyte.gz {message}" in refusal("mnist")
 
 
-def test_parts_of_mnist_of_other_sizes_are_told(raw: Path, refusal: Refusal) -> None:
+def test_mnist_parts_of_different_image_sizes_are_refused(raw: Path, refusal: Refusal) -> None:
     write_mnist(raw, IMAGES, LABELS)
     write_mnist(raw, idx(1, 2, 2, content=bytes(4)), idx(1, content=b"0"), part="t10k")
-    assert "the images of its parts differ in size" in refusal("mnist")
+    assert "training and test images differ in size" in refusal("mnist")
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.integers(1, len(zipped())), st.binary(min_size=1, max_size=4), st.booleans())
-def test_any_edit_of_a_zip_is_either_read_or_refused(
+def test_an_edited_zip_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, where: int, new: bytes, in_directory: bool
 ) -> None:
     root = tmp_path_factory.mktemp("zip")
@@ -197,7 +200,7 @@ EDITED = st.tuples(st.integers(0, 16), st.binary(max_size=4)).map(lambda edit: I
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.binary(max_size=40) | EDITED)
-def test_any_bytes_are_either_digits_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_random_bytes_are_never_digits(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     root = tmp_path_factory.mktemp("idx")
     write_mnist(root, content, LABELS)
     write_mnist(root, IMAGES, content, part="t10k")

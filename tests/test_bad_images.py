@@ -1,4 +1,4 @@
-"""The catalogue of bad input, second part: files that are no whole image, and odd ones that are."""
+"""The catalogue of bad input, part 2: files that are not complete images, and unusual ones that are."""
 
 import io
 import os
@@ -18,14 +18,14 @@ from PIL import Image, ImageCms, ImageOps
 from facevae.data.image_file import MAX_FILE_BYTES, BadImageError, read_image
 from facevae.data.preparation import prepare
 from facevae.data.prepared import SPLITS, PreparedSet
-from facevae.data.sources.by_name import open_source
+from facevae.data.sources.dispatch import open_source
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8))
 DISC = Image.fromarray(disc_images(1, 48)[0])
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 KINDS = "it is empty or not an image (BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP)"
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-SWAPPED = SRGB.replace(b"rXYZ", b"temp").replace(b"bXYZ", b"rXYZ").replace(b"temp", b"bXYZ")  # its red is blue
+SWAPPED = SRGB.replace(b"rXYZ", b"temp").replace(b"bXYZ", b"rXYZ").replace(b"temp", b"bXYZ")  # swaps red and blue
 Refusal = Callable[..., str]
 
 
@@ -36,7 +36,7 @@ def stored(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def png(width: int, height: int, content: bytes, *chunks: tuple[bytes, bytes], bits: int = 8) -> bytes:
-    """A PNG file of grey pixels whose header may lie."""
+    """A grey PNG file whose header may be wrong."""
     header = struct.pack(">2I5B", width, height, bits, 0, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(content)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -54,14 +54,14 @@ def write_gigabytes_of_nothing(path: Path) -> None:
 
 
 TEXT_BOMB, PROFILE_BOMB = ((kind, b"key\0\0" + zlib.compress(bytes(10**8))) for kind in (b"zTXt", b"iCCP"))
-BAD = {  # name: what makes the file, what the error says of it
+BAD = {  # name: a function that makes the file, part of the error
     "empty": (write(b""), KINDS),
-    "words": (write(b"not an image"), KINDS),
+    "text": (write(b"not an image"), KINDS),
     "a web page": (write(b"<!DOCTYPE html><title>404</title>"), KINDS),
     "SVG": (write(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), KINDS),
     "PostScript": (write(stored(DISC, "EPS")), KINDS),
     "PDF": (write(stored(DISC, "PDF")), KINDS),
-    "no pixel": (write(png(0, 5, b"")), KINDS),
+    "no pixels": (write(png(0, 5, b"")), KINDS),
     "a negative size": (write(b"P6 -1 10 255\n"), KINDS),
     "a link to nothing": (lambda path: path.symlink_to("nothing"), "it cannot be decoded: No such file or directory"),
     "a link to itself": (lambda path: path.symlink_to(path), "it cannot be decoded: Too many levels of symbolic links"),
@@ -70,11 +70,11 @@ BAD = {  # name: what makes the file, what the error says of it
     "a row missing": (write(b"P6 2 2 255\n" + bytes(6)), "it cannot be decoded: image file is truncated"),
     "a bomb": (write(png(30_000, 30_000, bytes(30_000 * 3751), bits=1)), "it has more than 89478485 pixels"),
     "2^62 pixels": (write(png(2**31 - 1, 2**31 - 1, b"")), "it has more than 89478485 pixels"),
-    "a bomb of GIF": (write(stored(DISC, "GIF").replace(b"\x30\0\x30\0", b"\xff" * 4, 1)), "more than 89478485 pixels"),
-    "a bomb of text": (write(png(1, 1, bytes(2), TEXT_BOMB)), "it cannot be decoded: Decompressed data"),
-    "a bomb of a profile": (write(png(1, 1, bytes(2), PROFILE_BOMB)), "it cannot be decoded: Decompressed data"),
-    "gigabytes": (write_gigabytes_of_nothing, "it has 268,435,457 bytes; more than 268,435,456 are not read"),
-    "not a number": (
+    "a GIF bomb": (write(stored(DISC, "GIF").replace(b"\x30\0\x30\0", b"\xff" * 4, 1)), "more than 89478485 pixels"),
+    "a text bomb": (write(png(1, 1, bytes(2), TEXT_BOMB)), "it cannot be decoded: Decompressed data"),
+    "a profile bomb": (write(png(1, 1, bytes(2), PROFILE_BOMB)), "it cannot be decoded: Decompressed data"),
+    "gigabytes": (write_gigabytes_of_nothing, "it has 268,435,457 bytes; the limit is 268,435,456"),
+    "NaN": (
         write(stored(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "TIFF")),
         "it cannot be decoded: a pixel is not a number",
     ),
@@ -88,7 +88,7 @@ def raw(write_images: Callable[..., Path]) -> Path:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_image_is_told_by_name_and_reason(raw: Path, refusal: Refusal, name: str) -> None:
+def test_a_bad_image_is_reported_with_its_name_and_reason(raw: Path, refusal: Refusal, name: str) -> None:
     make, message = BAD[name]
     make(raw / "bad.jpg")
     error = refusal("folder")
@@ -97,7 +97,7 @@ def test_a_bad_image_is_told_by_name_and_reason(raw: Path, refusal: Refusal, nam
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
-def test_an_image_cut_at_any_tenth_is_told(raw: Path, refusal: Refusal, kind: str) -> None:
+def test_a_truncated_image_is_refused(raw: Path, refusal: Refusal, kind: str) -> None:
     content = stored(NOISE, kind)
     for tenth in range(10):
         (raw / f"cut-{tenth}.jpg").write_bytes(content[: len(content) * tenth // 10])
@@ -105,42 +105,42 @@ def test_an_image_cut_at_any_tenth_is_told(raw: Path, refusal: Refusal, kind: st
     assert error.startswith(f"10 of 20 images under {raw} cannot be used")
     assert all(f"\n  cut-{tenth}.jpg: it " in error for tenth in range(10))
     whole = read_image(io.BytesIO(content)).tobytes()
-    for length in range(len(content) - 40, len(content)):  # where nothing but the end mark is lost, no pixel is
+    for length in range(len(content) - 40, len(content)):  # losing only the end marker loses no pixel
         with suppress(BadImageError):
             assert read_image(io.BytesIO(content[:length])).tobytes() == whole
 
 
-def test_an_image_smaller_than_the_crop_is_told(raw: Path, refusal: Refusal) -> None:
+def test_an_image_smaller_than_the_crop_is_reported(raw: Path, refusal: Refusal) -> None:
     Image.new("RGB", (7, 30)).save(raw / "narrow.png")
     assert "\n  narrow.png: it is 7 x 30 pixels, smaller than data.crop 20\n" in refusal("folder", crop=20)
 
 
-def test_a_folder_without_images_is_told(tmp_path: Path, refusal: Refusal) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "raw" / "folder.jpg").mkdir(parents=True)
     assert "holds no image (.bmp, .gif" in refusal("folder")
 
 
 @pytest.mark.parametrize("name", ["a\udcff.png", "a\rb.png"])
-def test_a_file_name_that_no_table_can_hold_is_told(raw: Path, refusal: Refusal, name: str) -> None:
+def test_a_file_name_that_csv_cannot_hold_is_refused(raw: Path, refusal: Refusal, name: str) -> None:
     (raw / "0.png").rename(raw / name)
     assert f"the file name {name!r} under {raw} is not UTF-8, or has a carriage return" in refusal("folder")
 
 
-def test_a_root_that_is_no_folder_is_told(tmp_path: Path, refusal: Refusal) -> None:
+def test_a_root_that_is_not_a_folder_is_refused(tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "raw").write_text("no folder")
     assert f"data.root: {tmp_path / 'raw'} is not a folder" in refusal("folder")
 
 
-def test_too_few_images_are_told(raw: Path, refusal: Refusal) -> None:
+def test_too_few_images_are_refused(raw: Path, refusal: Refusal) -> None:
     assert f"data.num_images: 11, but {raw} holds only 10" in refusal("folder", num_images=11)
 
 
-def test_an_empty_split_is_told(raw: Path, refusal: Refusal) -> None:
-    assert "leave no test image" in refusal("folder", test_fraction=0.01), raw
+def test_an_empty_split_is_refused(raw: Path, refusal: Refusal) -> None:
+    assert "leave no test images" in refusal("folder", test_fraction=0.01), raw
 
 
 def clear_and_black(mode: str) -> Image.Image:
-    """Two pixels, the one black and clear, the other red or, in grey, white."""
+    """Two pixels: a transparent black one, and an opaque one that is red, or white in grey."""
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     image.putpixel((1, 0), (*(WHITE if mode == "LA" else RED), 255))
     return image.convert(mode)
@@ -159,7 +159,7 @@ def animation(kind: str) -> bytes:
 
 DEEP = np.array([[257 * 100, 65535]], dtype=np.uint16)
 CYAN = Image.new("CMYK", (2, 1), (255, 0, 0, 0))
-ODD = {  # name: the file, the two pixels that it shows
+UNUSUAL = {  # name: the file, its two pixels
     "PNG": (stored(Image.new("RGB", (2, 1), RED), "PNG"), [RED, RED]),
     "GIF": (stored(Image.new("RGB", (2, 1), RED), "GIF"), [RED, RED]),
     "animated GIF": (animation("GIF"), [RED, RED]),
@@ -168,8 +168,8 @@ ODD = {  # name: the file, the two pixels that it shows
     "grey with alpha": (stored(clear_and_black("LA"), "PNG"), [WHITE, WHITE]),
     "palette with alpha": (palette_with_a_clear_colour(), [WHITE, RED]),
     "CMYK": (stored(CYAN, "TIFF"), [(0, 255, 255)] * 2),
-    "CMYK of JPEG": (stored(CYAN, "JPEG", quality=100), [(0, 255, 255)] * 2),
-    "CMYK with a profile of RGB": (stored(CYAN, "TIFF", icc_profile=SWAPPED), [(0, 255, 255)] * 2),
+    "CMYK JPEG": (stored(CYAN, "JPEG", quality=100), [(0, 255, 255)] * 2),
+    "CMYK with an RGB profile": (stored(CYAN, "TIFF", icc_profile=SWAPPED), [(0, 255, 255)] * 2),
     "16 bits": (stored(Image.fromarray(DEEP), "PNG"), [100, 255]),
     "32 bits": (stored(Image.fromarray(DEEP.astype(np.int32) * 2 - 65535), "TIFF"), [0, 255]),
     "floats": (stored(Image.fromarray(np.array([[0.2, np.inf]], np.float32)), "TIFF"), [51, 255]),
@@ -180,22 +180,22 @@ ODD = {  # name: the file, the two pixels that it shows
         stored(Image.new("RGB", (2, 1), RED).quantize(2), "PNG", icc_profile=SWAPPED),
         [BLUE, BLUE],
     ),
-    "a profile that is none": (stored(Image.new("RGB", (2, 1), RED), "PNG", icc_profile=b"none"), [RED, RED]),
-    "a profile of RGB in grey": (stored(Image.new("L", (2, 1), 9), "PNG", icc_profile=SWAPPED), [9, 9]),
+    "a damaged profile": (stored(Image.new("RGB", (2, 1), RED), "PNG", icc_profile=b"none"), [RED, RED]),
+    "grey with an RGB profile": (stored(Image.new("L", (2, 1), 9), "PNG", icc_profile=SWAPPED), [9, 9]),
     "more bytes than pixels": (png(2, 1, bytes(10**6)), [0, 0]),
 }
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_an_odd_image_is_read_rightly_whatever_its_name_says(tmp_path: Path, name: str) -> None:
-    content, expected = ODD[name]
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_an_unusual_image_is_decoded_by_its_content(tmp_path: Path, name: str) -> None:
+    content, expected = UNUSUAL[name]
     (tmp_path / "image.jpg").write_bytes(content)
     pixels = np.asarray(read_image(tmp_path / "image.jpg"))
     assert pixels.tolist() == np.array([expected]).tolist()
 
 
 @pytest.mark.parametrize("orientation", range(10))
-def test_exif_rotation_is_applied(orientation: int) -> None:
+def test_exif_rotation_matches_pillow(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = stored(DISC.crop((0, 0, 30, 40)), "JPEG", exif=exif)
@@ -205,7 +205,7 @@ def test_exif_rotation_is_applied(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500)])
-def test_the_smallest_image_fills_the_square(raw: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+def test_a_tiny_image_fills_the_square(raw: Path, tmp_path: Path, size: tuple[int, int]) -> None:
     for path in raw.iterdir():
         Image.new("RGB", size, RED).save(path)
     params = small_params(data__source="folder", data__root=str(raw), data__num_images=None)
@@ -224,7 +224,7 @@ NAMES = [
 ]
 
 
-def test_any_file_name_comes_back_from_the_prepared_set(write_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_unusual_file_names_survive_preparation(write_images: Callable[..., Path], tmp_path: Path) -> None:
     names = [*NAMES, *(f"folder.jpg/{name}" for name in NAMES)]
     root = write_images(names)
     (root / "one\nbad,.png").write_bytes(b"")
@@ -240,7 +240,7 @@ SMALL = [stored(DISC, kind, **options) for kind, options in [("JPEG", {}), ("PNG
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.sampled_from(SMALL), st.floats(0, 1, exclude_max=True), st.integers(0, 40), st.binary(max_size=8))
-def test_any_edit_of_a_file_is_either_decoded_or_refused(content: bytes, where: float, length: int, new: bytes) -> None:
+def test_an_edited_image_is_decoded_or_refused(content: bytes, where: float, length: int, new: bytes) -> None:
     start = int(where * len(content))
     try:
         image = read_image(io.BytesIO(content[:start] + new + content[start + length :]))

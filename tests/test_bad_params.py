@@ -1,4 +1,4 @@
-"""The catalogue of bad input, first part: values of params.yaml, and texts that are no params.yaml."""
+"""The catalogue of bad input, part 1: bad values in params.yaml, and files that are not params.yaml."""
 
 import math
 from contextlib import nullcontext
@@ -21,7 +21,7 @@ LAUGHS = "a: &a [ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n" for before, name in pairwise("abcdefghijk")
 )
 
-VALUES = [  # key, value, what the error says
+VALUES = [  # key, value, part of the error
     ("train.epochs", "abc", "train.epochs: 'abc' must be a valid integer"),
     ("train.epochs", 0, "train.epochs: 0 must be greater than 0"),
     ("train.epochs", 1.0, "train.epochs: 1.0 must be a valid integer"),
@@ -49,26 +49,26 @@ VALUES = [  # key, value, what the error says
     ("model.channels", [8, "16"], "model.channels.1: '16' must be a valid integer"),
     ("model.channels", 8, "model.channels: 8 must be a valid tuple"),
     ("model.channels", [8] * 5000, "must have at most 100 items, not 5000"),
-    ("model.channels", [8, 10**9], "give networks of"),
-    ("model.latent_dim", 10**9, "give networks of"),
+    ("model.channels", [8, 10**9], "make a network of"),
+    ("model.latent_dim", 10**9, "make a network of"),
     ("model.dropout", -0.1, "model.dropout: -0.1 must be greater than or equal to 0"),
     ("figures.strengths", [-1, 0], "figures.strengths"),
-    ("figures.attributes", ["Bald", "Bald"], "figures.attributes: ['Bald', 'Bald'] has a value twice"),
+    ("figures.attributes", ["Bald", "Bald"], "figures.attributes: ['Bald', 'Bald'] has a value twice: remove one"),
     ("seed", -1, "seed: -1 must be greater than or equal to 0"),
-    ("model.strides", [2], "model.strides: [2] has 1 values and model.channels [8, 16] has 2"),
+    ("model.strides", [2], "model.strides: [2] has length 1, but model.channels [8, 16] has length 2"),
     ("data.image_size", 10, "data.image_size: 10 is not divisible by 4"),
-    ("model.strides", [1, 2], "model.kernel_size: 4 is even, and a stride of 1 needs an odd kernel"),
-    ("model.strides", [1, 2], "model.decoder_kernel_size: 4 is even, and a stride of 1 needs an odd kernel"),
+    ("model.strides", [1, 2], "model.kernel_size: 4 is even, but a stride of 1 needs an odd kernel"),
+    ("model.strides", [1, 2], "model.decoder_kernel_size: 4 is even, but a stride of 1 needs an odd kernel"),
     ("model.kernel_size", 1, "model.kernel_size: 1 is less than the stride 2"),
     ("model.decoder_kernel_size", 1, "model.decoder_kernel_size: 1 is less than the stride 2"),
     ("data.num_images", None, "data.num_images: null, but avatars are drawn on demand"),
     ("data.crop", 8, "data.crop: 8, but avatars are drawn at data.image_size"),
-    ("data.split", "official", "data.split: 'official', but only celeba has a partition of its own"),
+    ("data.split", "official", "data.split: 'official', but only celeba has an official split"),
     ("data.validation_fraction", 0.8, "leave nothing to train on"),
     ("data.test_fraction", 0, "evaluate.split: 'test', but data.test_fraction is 0"),
-    ("train.likelihood", "bernoulli", "train.binarization: 'none', but train.likelihood 'bernoulli' is for black and"),
-    ("train.binarization", "fixed", "train.binarization: 'fixed', but train.likelihood 'squared_error' is for all"),
-    ("train.micro_batch_size", 9, "train.micro_batch_size: 9 is a part of train.batch_size 8, and cannot be larger"),
+    ("train.likelihood", "bernoulli", "train.binarization: 'none', but train.likelihood 'bernoulli' needs black and"),
+    ("train.binarization", "fixed", "train.binarization: 'fixed', but train.likelihood 'squared_error' models all"),
+    ("train.micro_batch_size", 9, "train.micro_batch_size: 9 is larger than train.batch_size 8"),
     ("classifier.batch_size", 2, "classifier.batch_size: 2 may leave an image alone"),
     ("train.optimizer", "sgd", "train.optimizer: 'sgd' must be 'adam' or 'muon'"),
     ("train.optimizer", "muon", "train.muon_learning_rate: null, but train.optimizer is muon: set a number"),
@@ -78,18 +78,18 @@ VALUES = [  # key, value, what the error says
     ("figures.strengths", [1, 0, -1], "figures.strengths: [1.0, 0.0, -1.0] must rise from negative to positive"),
 ]
 
-TEXTS = {  # name: what params.yaml holds, what the error says
+TEXTS = {  # name: the content of params.yaml, part of the error
     "empty": ("", "the whole file: None must be a mapping"),
     "a list": ("- 1", "the whole file: [1] must be a mapping"),
-    "a key twice": (TEXT + "seed: 2", "the key 'seed' stands twice"),
+    "a key twice": (TEXT + "seed: 2", "the key 'seed' appears twice"),
     "an open bracket": ("seed: [", "is not valid YAML"),
     "a tab": ("data:\n\tsource: mnist", "cannot start any token"),
     "a NUL": ("seed: \0", "unacceptable character #x0000"),
     "a list as key": ("[a]: 1", "found unhashable key"),
     "a number as key": (TEXT + "1: 2", "1: 1 is an unknown key; allowed here: seed, data"),
     "two documents": (TEXT + "---\n" + TEXT, "expected a single document"),
-    "an alias of nothing": ("seed: *none", "found undefined alias"),
-    "a list of itself": ("a: &x [*x]", "a: [[[...]]] is an unknown key"),
+    "an undefined alias": ("seed: *none", "found undefined alias"),
+    "a list inside itself": ("a: &x [*x]", "a: [[[...]]] is an unknown key"),
     "billions of values": (LAUGHS, "k: [[[...], [...]"),
     "a merge key": (TEXT + "<<: {seed: 1}", "<<: {'seed': 1} is an unknown key"),
     "5,000 brackets": ("[" * 5000, "nested too deeply"),
@@ -98,7 +98,7 @@ TEXTS = {  # name: what params.yaml holds, what the error says
     "a tag of Python": ("!!python/object/apply:os.getcwd []", "could not determine a constructor"),
 }
 
-SCALARS = {  # of train.learning_rate: as it is written, and what it is or what the error says
+SCALARS = {  # text of train.learning_rate: its value, or part of the error
     "1e-5": 1e-5,
     "1E3": 1000.0,
     "1e400": "train.learning_rate: inf must be a finite number",
@@ -108,14 +108,16 @@ SCALARS = {  # of train.learning_rate: as it is written, and what it is or what 
     "1:30": "train.learning_rate: '1:30' must be a valid number",
     "yes": "train.learning_rate: 'yes' must be a valid number",
     "2020-01-01": "train.learning_rate: '2020-01-01' must be a valid number",
-    "0x10": "train.learning_rate: '0x10' must be a valid number",
+    "0x10": 16.0,
+    "0o17": 15.0,
+    "-0x10": "train.learning_rate: '-0x10' must be a valid number",
     "0644": 644.0,
     "": "train.learning_rate: None must be a valid number",
 }
 
 
 @pytest.mark.parametrize(("key", "least"), [("batch_size", 2), ("micro_batch_size", 3)])
-def test_batch_normalisation_of_maps_of_one_pixel_needs_several_images(key: str, least: int) -> None:
+def test_batch_normalisation_of_one_pixel_needs_several_images(key: str, least: int) -> None:
     changes: dict[str, object] = {"model__normalization": "batch", "model__strides": [2, 4]}
     with pytest.raises(UserError, match=f"train.{key}: {least - 1} may leave an image alone"):
         small_params(**changes, **{f"train__{key}": least - 1})
@@ -128,7 +130,7 @@ def test_batch_normalisation_of_maps_of_one_pixel_needs_several_images(key: str,
 def test_group_normalisation_of_single_values_is_refused(width: int, allowed: bool) -> None:
     changes: dict[str, object] = {"model__normalization": "group", "model__channels": [8, width]}
     one_pixel = pytest.raises(
-        UserError, match=rf"model.channels: \[8, {width}\] has {width} where feature maps are of one"
+        UserError, match=rf"model.channels: \[8, {width}\] has {width} where feature maps shrink to one"
     )
     with nullcontext() if allowed else one_pixel:
         small_params(**changes, model__strides=[2, 4])
@@ -139,7 +141,7 @@ def test_group_normalisation_of_single_values_is_refused(width: int, allowed: bo
 @pytest.mark.parametrize(
     ("key", "value", "message"), VALUES, ids=[f"{key}={str(value)[:20]}" for key, value, _ in VALUES]
 )
-def test_a_bad_value_is_told_by_key_value_and_what_is_allowed(key: str, value: object, message: str) -> None:
+def test_a_bad_value_is_reported_with_key_and_reason(key: str, value: object, message: str) -> None:
     with pytest.raises(UserError) as error:
         small_params(**{key.replace(".", "__"): value})
     assert message in str(error.value)
@@ -147,7 +149,7 @@ def test_a_bad_value_is_told_by_key_value_and_what_is_allowed(key: str, value: o
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_a_text_that_is_no_params_file_is_told(tmp_path: Path, name: str) -> None:
+def test_a_bad_params_file_is_refused(tmp_path: Path, name: str) -> None:
     text, message = TEXTS[name]
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(UserError, match="params.yaml") as error:
@@ -179,14 +181,14 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path, scalar: str) -> None:
     ],
     ids=["byte-order mark", "Windows line ends", "no", "0012"],
 )
-def test_an_odd_file_is_read_rightly(tmp_path: Path, change: Any, key: str, expected: object) -> None:
+def test_an_unusual_params_file_is_read(tmp_path: Path, change: Any, key: str, expected: object) -> None:
     (tmp_path / "params.yaml").write_bytes(change(TEXT).encode())
     assert flatten(load_params(tmp_path / "params.yaml").model_dump())[key] == expected
 
 
-def test_what_is_no_text_or_no_file_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_params_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    with pytest.raises(UserError, match="params.yaml is not in .*: run from the root of the project"):
+    with pytest.raises(UserError, match="params.yaml is not in .*: run this in the root folder of the project"):
         load_params(path)
     path.write_bytes(TEXT.encode("utf-16"))
     with pytest.raises(UserError, match="params.yaml is not valid YAML: 'utf-8' codec can't decode"):
@@ -206,7 +208,7 @@ ANYTHING = st.recursive(
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.sampled_from(sorted(flatten(small_tree()) | {"train": 0, "model": 0, "model.new": 0})), ANYTHING)
-def test_any_value_either_fits_or_is_refused_with_its_key(key: str, value: object) -> None:
+def test_any_value_is_accepted_or_refused_with_its_key(key: str, value: object) -> None:
     try:
         params = small_params(**{key.replace(".", "__"): value})
     except UserError as error:
@@ -219,7 +221,7 @@ def test_any_value_either_fits_or_is_refused_with_its_key(key: str, value: objec
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(ANYTHING)
-def test_any_tree_is_refused(tree: object) -> None:
+def test_a_random_tree_is_refused(tree: object) -> None:
     with pytest.raises(UserError, match="params.yaml has"):
         parse_params(tree, "params.yaml")
 
@@ -229,7 +231,7 @@ def test_any_tree_is_refused(tree: object) -> None:
     st.integers(0, len(TEXT)), st.integers(0, 5), st.text(max_size=3) | st.sampled_from(["&a ", "*a", "!!int ", "? "])
 )
 @example(0, 0, "---\n")
-def test_any_edit_of_the_text_is_either_read_or_refused(
+def test_an_edited_params_file_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, start: int, length: int, new: str
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "edited.yaml"

@@ -1,4 +1,4 @@
-"""The catalogue of bad input, third part: attribute and partition tables."""
+"""The catalogue of bad input, part 3: attribute and partition tables."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facevae.data.sources.attribute_tables import read_celeba_table, rows_of, to_attributes
-from facevae.data.sources.by_name import open_source
+from facevae.data.sources.dispatch import open_source
 from facevae.errors import UserError
 
 Refusal = Callable[..., str]
@@ -22,61 +22,61 @@ PARTS = "".join(f"{name} {part}\n" for name, part in zip(NAMES, "00012", strict=
 ATTRIBUTES = {"Male": [1, 0, 0, 0, 0], "Smiling": [0, 0, 1, 0, 0]}
 LAST = "000005.jpg  -1  -1\n"
 
-BAD_TXT = {  # name: content, what the error says
-    "empty": ("", "has no columns beside the first: it must have some, separated by blanks"),
-    "the number of rows alone": ("5\n", "has no columns beside the first"),
-    "a missing row": (TXT.replace(LAST, ""), "lacks the rows of 1 of 5 images: 000005.jpg"),
-    "no header": (TXT.replace("Male Smiling\n", ""), "the row of 000002.jpg has 2 values and should have 3"),
-    "a row too short": (TXT.replace(LAST, LAST[:-4]), "the row of 000005.jpg has 1 values and should have 2"),
-    "another number": (TXT.replace(LAST, LAST[:-3] + "7"), "000005.jpg has '7' for Smiling; allowed are -1, 0 and 1"),
-    "NaN": (TXT.replace(LAST, LAST[:-3] + "NaN"), "000005.jpg has 'NaN' for Smiling; allowed are -1, 0 and 1"),
+BAD_TXT = {  # name: content, part of the error
+    "empty": ("", "has only one column: add the others, separated by blanks"),
+    "only the number of rows": ("5\n", "has only one column"),
+    "a missing row": (TXT.replace(LAST, ""), "has no row for 1 of 5 images: 000005.jpg"),
+    "no header": (TXT.replace("Male Smiling\n", ""), "the row of 000002.jpg has 2 value(s) and should have 3"),
+    "a row too short": (TXT.replace(LAST, LAST[:-4]), "the row of 000005.jpg has 1 value(s) and should have 2"),
+    "the value 7": (TXT.replace(LAST, LAST[:-3] + "7"), "000005.jpg has '7' for Smiling; allowed: -1, 0, 1"),
+    "NaN": (TXT.replace(LAST, LAST[:-3] + "NaN"), "000005.jpg has 'NaN' for Smiling; allowed: -1, 0, 1"),
     "a name twice": (TXT + LAST, "has more than one row for 000005.jpg"),
-    "a column twice": (TXT.replace("Smiling", "Male"), "the column 'Male' stands twice"),
+    "a column twice": (TXT.replace("Smiling", "Male"), "the column 'Male' appears twice"),
     "a NUL": (TXT.replace("Male", "Ma\0le"), "the name of column 2 is 'Ma\\x00le'"),
     "a column named split": (TXT.replace("Male", "split"), "a column is named 'split'"),
     "a column named attribute": (TXT.replace("Male", "attribute"), "a column is named 'attribute'"),
     "a column named name": (TXT.replace("Male", "name"), "a column is named 'name'"),
-    "commas for blanks": (CSV, "has no columns beside the first"),
-    "no text": ("\udcff\udcfe", "is not UTF-8 text: 'utf-8' codec can't decode"),
+    "commas for blanks": (CSV, "has only one column"),
+    "not UTF-8": ("\udcff\udcfe", "is not UTF-8 text: 'utf-8' codec can't decode"),
 }
-BAD_CSV = {  # likewise
-    "empty": ("", "has no columns beside the first: it must have some, separated by commas"),
-    "semicolons": (CSV.replace(",", ";"), "has no columns beside the first"),
-    "tabs": (CSV.replace(",", "\t"), "has no columns beside the first"),
-    "names alone": ("image_id\n" + "\n".join(NAMES), "has no columns beside the first"),
-    "no header": (ROWS, "lacks the rows of 1 of 5 images: 000001.jpg"),
-    "a cell too few": (CSV[:-4], "the row of 000005.jpg has 1 values and should have 2"),
-    "a cell too many": (CSV[:-1] + ",1", "the row of 000005.jpg has 3 values and should have 2"),
+BAD_CSV = {  # the same
+    "empty": ("", "has only one column: add the others, separated by commas"),
+    "semicolons": (CSV.replace(",", ";"), "has only one column"),
+    "tabs": (CSV.replace(",", "\t"), "has only one column"),
+    "only names": ("image_id\n" + "\n".join(NAMES), "has only one column"),
+    "no header": (ROWS, "has no row for 1 of 5 images: 000001.jpg"),
+    "a cell too few": (CSV[:-4], "the row of 000005.jpg has 1 value(s) and should have 2"),
+    "a cell too many": (CSV[:-1] + ",1", "the row of 000005.jpg has 3 value(s) and should have 2"),
     "cells too many in all rows": (
         HEADER + ROWS.replace("\n", ",1\n"),
-        "the row of 000001.jpg has 3 values and should",
+        "the row of 000001.jpg has 3 value(s) and should",
     ),
-    "an empty cell": (CSV[:-3] + "\n", "000005.jpg has '' for Smiling; allowed are -1, 0 and 1"),
+    "an empty cell": (CSV[:-3] + "\n", "000005.jpg has '' for Smiling; allowed: -1, 0, 1"),
     "a comma at each end": (CSV.replace("\n", ",\n"), "the name of column 4 is ''"),
     "an open quote": (CSV.replace("000005", '"000005'), "is not a CSV table: unexpected end of data"),
     "a line end in a name": (CSV.replace("Male", '"Ma\nle"'), "the name of column 2 is 'Ma\\nle'"),
     "an endless name": (CSV.replace("Male", "M" * 200_000), "is not a CSV table: field larger than"),
-    "no text": ("\udcff\udcfe", "is not UTF-8 text: 'utf-8' codec can't decode"),
+    "not UTF-8": ("\udcff\udcfe", "is not UTF-8 text: 'utf-8' codec can't decode"),
 }
-BAD_PARTITION = {  # likewise
-    "empty": ("", "has no columns beside the first"),
-    "a missing row": (PARTS[:-13], "lacks the rows of 1 of 5 images: 000005.jpg"),
+BAD_PARTITION = {  # the same
+    "empty": ("", "has only one column"),
+    "a missing row": (PARTS[:-13], "has no row for 1 of 5 images: 000005.jpg"),
     "a name twice": (PARTS + PARTS[-13:], "has more than one row for 000005.jpg"),
-    "3": (PARTS.replace("jpg 2", "jpg 3"), "000005.jpg is in part '3'; allowed are 0, 1 and 2"),
-    "NaN": (PARTS.replace("jpg 2", "jpg NaN"), "000005.jpg is in part 'NaN'; allowed are 0, 1 and 2"),
-    "2.0": (PARTS.replace("jpg 2", "jpg 2.0"), "000005.jpg is in part '2.0'; allowed are 0, 1 and 2"),
-    "two columns": (PARTS.replace("\n", " 1\n"), "has 2 values for each image; a partition has one: 0, 1 or 2"),
-    "names alone": ("\n".join(NAMES), "has no columns beside the first"),
-    "commas for blanks": (PARTS.replace(" ", ","), "has no columns beside the first"),
-    "no test images": (PARTS.replace("jpg 2", "jpg 0"), "no test image"),
+    "3": (PARTS.replace("jpg 2", "jpg 3"), "000005.jpg is in part '3'; allowed: 0, 1, 2"),
+    "NaN": (PARTS.replace("jpg 2", "jpg NaN"), "000005.jpg is in part 'NaN'; allowed: 0, 1, 2"),
+    "2.0": (PARTS.replace("jpg 2", "jpg 2.0"), "000005.jpg is in part '2.0'; allowed: 0, 1, 2"),
+    "two columns": (PARTS.replace("\n", " 1\n"), "has 2 values for each image; a split needs one: 0, 1 or 2"),
+    "only names": ("\n".join(NAMES), "has only one column"),
+    "commas for blanks": (PARTS.replace(" ", ","), "has only one column"),
+    "no test images": (PARTS.replace("jpg 2", "jpg 0"), "no test images"),
 }
 
-ODD = {  # name: file, content
+UNUSUAL = {  # name: file, content
     "blanks": ("list_attr_celeba.txt", TXT),
     "commas": ("list_attr_celeba.csv", CSV),
     "Windows line ends": ("list_attr_celeba.txt", TXT.replace("\n", "\r\n")),
     "Windows line ends and commas": ("list_attr_celeba.csv", CSV.replace("\n", "\r\n")),
-    "line ends of old": ("list_attr_celeba.csv", CSV.replace("\n", "\r")),
+    "old Macintosh line ends": ("list_attr_celeba.csv", CSV.replace("\n", "\r")),
     "a byte-order mark": ("list_attr_celeba.txt", "\ufeff" + TXT),
     "a byte-order mark and commas": ("list_attr_celeba.csv", "\ufeff" + CSV),
     "tabs for blanks": ("list_attr_celeba.txt", TXT.replace(" ", "\t")),
@@ -91,7 +91,7 @@ ODD = {  # name: file, content
 
 @pytest.fixture
 def raw(write_images: Callable[..., Path], tmp_path: Path) -> Path:
-    """CelebA of five images, with no table."""
+    """CelebA with five images and no table."""
     write_images(NAMES, folder="raw/img_align_celeba")
     return tmp_path / "raw"
 
@@ -101,7 +101,7 @@ def write_table(folder: Path, file: str, content: str) -> None:
 
 
 @pytest.mark.parametrize("name", BAD_TXT)
-def test_a_bad_table_of_celeba_is_told(raw: Path, refusal: Refusal, name: str) -> None:
+def test_a_bad_text_table_is_refused(raw: Path, refusal: Refusal, name: str) -> None:
     content, message = BAD_TXT[name]
     write_table(raw, "list_attr_celeba.txt", content)
     error = refusal("celeba")
@@ -110,7 +110,7 @@ def test_a_bad_table_of_celeba_is_told(raw: Path, refusal: Refusal, name: str) -
 
 
 @pytest.mark.parametrize("name", BAD_CSV)
-def test_a_bad_csv_table_is_told(raw: Path, refusal: Refusal, name: str) -> None:
+def test_a_bad_csv_table_is_refused(raw: Path, refusal: Refusal, name: str) -> None:
     content, message = BAD_CSV[name]
     write_table(raw, "list_attr_celeba.csv", content)
     error = refusal("celeba")
@@ -119,32 +119,32 @@ def test_a_bad_csv_table_is_told(raw: Path, refusal: Refusal, name: str) -> None
 
 
 @pytest.mark.parametrize("name", BAD_PARTITION)
-def test_a_bad_partition_is_told(raw: Path, refusal: Refusal, name: str) -> None:
+def test_a_bad_partition_is_refused(raw: Path, refusal: Refusal, name: str) -> None:
     content, message = BAD_PARTITION[name]
     write_table(raw, "list_attr_celeba.txt", TXT)
     write_table(raw, "list_eval_partition.txt", content)
     assert message in refusal("celeba", split="official")
 
 
-def test_a_missing_table_is_told(raw: Path, refusal: Refusal) -> None:
+def test_a_missing_attribute_table_is_refused(raw: Path, refusal: Refusal) -> None:
     assert f"{raw} holds neither list_attr_celeba.txt nor list_attr_celeba.csv" in refusal("celeba")
 
 
-def test_a_missing_partition_is_told(raw: Path, refusal: Refusal) -> None:
+def test_a_missing_partition_is_refused(raw: Path, refusal: Refusal) -> None:
     write_table(raw, "list_attr_celeba.txt", TXT)
     error = refusal("celeba", split="official")
     assert f"{raw} holds neither list_eval_partition.txt nor list_eval_partition.csv" in error
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_an_odd_table_is_read_rightly(raw: Path, name: str) -> None:
-    write_table(raw, *ODD[name])
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_an_unusual_table_is_read(raw: Path, name: str) -> None:
+    write_table(raw, *UNUSUAL[name])
     params = small_params(data__source="celeba", data__root=str(raw), data__num_images=None)
     assert open_source(params.data, 0).attributes.to_dict("list") == ATTRIBUTES
 
 
 @pytest.mark.parametrize("change", ["\r\n", "\ufeff", ","])
-def test_an_odd_partition_is_read_rightly(raw: Path, change: str) -> None:
+def test_an_unusual_partition_is_read(raw: Path, change: str) -> None:
     write_table(raw, "list_attr_celeba.txt", TXT)
     content = {"\r\n": PARTS.replace("\n", "\r\n"), "\ufeff": "\ufeff" + PARTS, ",": "a,b\n" + PARTS.replace(" ", ",")}
     write_table(raw, f"list_eval_partition.{'csv' if change == ',' else 'txt'}", content[change])
@@ -155,13 +155,13 @@ def test_an_odd_partition_is_read_rightly(raw: Path, change: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("name,Smiling\na.png,1\n", "lacks the rows of 1 of 2 images: b.png"),
+        ("name,Smiling\na.png,1\n", "has no row for 1 of 2 images: b.png"),
         ("name,split\na.png,0\nb.png,1\n", "a column is named 'split'"),
-        ("name;Smiling\na.png;1\nb.png;1\n", "has no columns beside the first"),
+        ("name;Smiling\na.png;1\nb.png;1\n", "has only one column"),
         ("name,Smiling\na.png,1\nb.png,2\n", "b.png has '2' for Smiling"),
     ],
 )
-def test_a_bad_table_in_a_folder_is_told(
+def test_a_bad_table_in_a_folder_is_refused(
     write_images: Callable[..., Path], refusal: Refusal, content: str, message: str
 ) -> None:
     write_table(write_images(["a.png", "b.png"], folder="raw"), "attributes.csv", content)
@@ -176,7 +176,7 @@ CONTENTS = st.binary(max_size=200) | st.lists(PIECES, max_size=40).map(lambda pi
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(CONTENTS, st.sampled_from(["edited.csv", "edited.txt"]))
-def test_any_bytes_are_either_a_table_or_refused(
+def test_random_bytes_are_a_table_or_refused(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, file: str
 ) -> None:
     path = tmp_path_factory.getbasetemp() / file

@@ -8,7 +8,7 @@ from facevae.model.binarization import binarize
 GREY = np.repeat(np.arange(256, dtype=np.uint8), 2000).reshape(256, 2000, 1, 1)
 
 
-def test_none_leaves_the_images_as_they_are() -> None:
+def test_none_returns_the_images_unchanged() -> None:
     images = disc_images(3)
     assert binarize(images, "none", seed=0) is images
 
@@ -18,7 +18,7 @@ def test_the_threshold_is_one_half() -> None:
 
 
 @pytest.mark.parametrize("binarization", ["fixed", "per_epoch"])
-def test_the_share_of_white_is_the_intensity(binarization: Binarization) -> None:
+def test_the_share_of_white_pixels_is_the_intensity(binarization: Binarization) -> None:
     drawn = binarize(GREY, binarization, seed=0)
     assert set(np.unique(drawn)) == {0, 255}
     assert np.abs(drawn.mean((1, 2, 3)) - np.arange(256)).max() < 15
@@ -26,7 +26,7 @@ def test_the_share_of_white_is_the_intensity(binarization: Binarization) -> None
     assert drawn[255].all()
 
 
-def test_a_fixed_draw_is_the_same_in_every_epoch_and_the_other_is_not() -> None:
+def test_only_per_epoch_draws_anew_in_every_epoch() -> None:
     def draw(binarization: Binarization, seed: int, epoch: int) -> bytes:
         return binarize(GREY, binarization, seed, epoch).tobytes()
 

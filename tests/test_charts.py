@@ -30,7 +30,7 @@ EDITS = pd.DataFrame(
 LEAKAGE = pd.DataFrame([[0.9, 0.1, -0.2], [0.0, 0.8, 0.1]], index=["Male", "Young"], columns=["Male", "Young", "Bald"])
 
 
-def test_charts_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_charts_have_the_same_bytes_each_time(tmp_path: Path) -> None:
     points = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
     categories = np.arange(30) % 3 - 1
     for name in ("first", "second"):
@@ -48,7 +48,7 @@ def test_charts_are_the_same_bytes_each_time(tmp_path: Path) -> None:
             assert min(picture.size) > 150
 
 
-def test_a_change_of_the_numbers_changes_the_chart(tmp_path: Path) -> None:
+def test_other_numbers_give_another_chart(tmp_path: Path) -> None:
     charts.save_leakage(tmp_path / "a.png", LEAKAGE)
     charts.save_leakage(tmp_path / "b.png", -LEAKAGE)
     charts.save_strengths(tmp_path / "c.png", EDITS, "joint")
@@ -56,7 +56,7 @@ def test_a_change_of_the_numbers_changes_the_chart(tmp_path: Path) -> None:
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 4
 
 
-def test_the_strengths_show_success_and_of_the_best_method_its_band_and_leakage(
+def test_strengths_show_band_and_leakage_of_the_best_method(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[Figure] = []
@@ -69,7 +69,7 @@ def test_the_strengths_show_success_and_of_the_best_method_its_band_and_leakage(
         assert band.get_paths()[0].get_extents().get_points()[:, 1].tolist() == pytest.approx([0.5 / 3, 1 / 1.9])
 
 
-def test_the_losses_mark_the_epoch_of_the_lowest_validation_loss() -> None:
+def test_losses_mark_the_best_epoch() -> None:
     for axes in charts.draw_losses(HISTORY).axes:
         labels = axes.get_legend_handles_labels()[1]
         assert labels == ["Train", "Validation", "Best epoch (2): 2.0"]
@@ -77,7 +77,7 @@ def test_the_losses_mark_the_epoch_of_the_lowest_validation_loss() -> None:
         assert len(axes.lines) == 4
 
 
-def test_a_history_of_one_epoch_is_drawn(tmp_path: Path) -> None:
+def test_history_of_one_epoch_is_drawn(tmp_path: Path) -> None:
     charts.save_losses(tmp_path / "losses.png", HISTORY[:1])
     with Image.open(tmp_path / "losses.png") as picture:
         assert picture.width > 500

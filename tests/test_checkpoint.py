@@ -22,7 +22,7 @@ def saved(path: Path, **changes: object) -> VAE:
     return model
 
 
-def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_saved_model_loads_unchanged(tmp_path: Path) -> None:
     model = saved(tmp_path / "vae.safetensors", model__normalization="batch", model__dropout=0.5)
     loaded, header = checkpoint.load(tmp_path / "vae.safetensors")
     assert (header.fingerprint, header.likelihood, header.binarization) == ("abc", "squared_error", "none")
@@ -33,7 +33,7 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert torch.equal(loaded.decode(loaded.encode(images).mean), model.decode(model.encode(images).mean))
 
 
-def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_same_model_gives_same_bytes(tmp_path: Path) -> None:
     saved(tmp_path / "a.safetensors")
     saved(tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
@@ -52,7 +52,7 @@ def with_another_header(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [cut, flip_the_header, flip_a_weight, with_another_header, emptied])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_checkpoint_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "vae.safetensors"
     saved(path)
     damaged = damage(path.read_bytes())
@@ -66,32 +66,32 @@ class OtherHeader(BaseModel):
     fingerprint: str
 
 
-def test_a_whole_file_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_intact_file_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "vae.safetensors"
     model = saved(path)
     _, header = checkpoint.load(path)
     write_tensors(path, model.state_dict(), OtherHeader(fingerprint="abc"))
-    with pytest.raises(UserError, match="vae.safetensors is not of this version of facevae"):
+    with pytest.raises(UserError, match="vae.safetensors does not match this version of facevae"):
         checkpoint.load(path)
     write_tensors(path, {"other": torch.zeros(1)}, header)
-    with pytest.raises(UserError, match="vae.safetensors is not of this version of facevae"):
+    with pytest.raises(UserError, match="vae.safetensors does not match this version of facevae"):
         checkpoint.load(path)
 
 
-def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
+def test_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     header = json.dumps({"__metadata__": {"format": "pt"}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(UserError, match="damaged, or not a file of facevae"):
+    with pytest.raises(UserError, match="damaged, or was not written by facevae"):
         checkpoint.load(path)
 
 
-def test_a_missing_model_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is missing: train it by `dvc repro train`"):
+def test_missing_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="vae.safetensors is missing.*run `dvc repro train`"):
         checkpoint.load(tmp_path / "vae.safetensors")
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "vae.safetensors"
     saved(path)
     before = path.read_bytes()

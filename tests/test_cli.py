@@ -2,43 +2,24 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import disc_images, small_params, small_tree
+from conftest import small_params, small_tree
 from PIL import Image
 from typer.testing import CliRunner
 
+import facevae
 from facevae.cli import app, run
 from facevae.errors import UserError
-from facevae.evaluate.directions import FittedDirections, fit_directions, save_directions
-from facevae.model import checkpoint
-from facevae.model.vae import VAE, Posterior
-from facevae.priors.fitting import fit_priors, save_priors
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a trained model, its directions and priors, and two images."""
-    folder = tmp_path_factory.mktemp("trained")
-    params = small_params()
-    model = VAE(params.model, 8, 3)
-    checkpoint.save(folder / "models" / "vae.safetensors", model, params.train, crop=12, fingerprint="abc")
-    attributes = pd.DataFrame({"Smiling": [0, 1, 0, 1], "Eyeglasses": [0, 0, 1, 1]})
-    posteriors = Posterior(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 3))
-    directions = FittedDirections(fit_directions(posteriors.mean, attributes, 0.5), "joint")
-    save_directions(folder / "models" / "directions.safetensors", directions, fingerprint="abc")
-    priors = fit_priors(posteriors, posteriors, seed=0)
-    save_priors(folder / "models" / "priors.safetensors", priors, fingerprint="abc")
-    for name, pixels in zip(("a.png", "b.jpg"), disc_images(2, size=20), strict=True):
-        Image.fromarray(pixels).save(folder / name)
-    return folder
+from facevae.evaluate.directions import FittedDirections, save_directions
+from facevae.figures.png import save_tiles
+from facevae.model.vae import VAE
 
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that folder, which is the working directory."""
+    """A copy of the folder `trained`, which is the working directory."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -77,7 +58,7 @@ def test_each_command_writes_its_picture(arguments: list[str], output: str) -> N
 
 
 @pytest.mark.usefixtures("folder")
-def test_an_edit_moves_the_picture_and_more_strength_moves_it_further() -> None:
+def test_more_strength_moves_an_edit_further() -> None:
     pictures = []
     for strength in ("0", "1", "4"):
         call("edit", "a.png", "--add", "Smiling", "--strength", strength, "-o", f"{strength}.png")
@@ -87,16 +68,14 @@ def test_an_edit_moves_the_picture_and_more_strength_moves_it_further() -> None:
     assert 0 < np.abs(once - unmoved).mean() < np.abs(further - unmoved).mean()
 
 
-def test_a_summary_is_of_the_model_of_the_params(tmp_path: Path) -> None:
+def test_summary_counts_the_weights_of_the_params_model(tmp_path: Path) -> None:
     path = tmp_path / "other.yaml"
     path.write_text(yaml.safe_dump(small_tree(model__latent_dim=5), sort_keys=False))
     num_weights = sum(weight.numel() for weight in VAE(small_params(model__latent_dim=5).model, 8, 3).parameters())
     assert f"{num_weights:,}" in call("summary", "--params", str(path))
 
 
-def test_the_commands_of_the_project_pass_on_what_they_are_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_project_commands_pass_on_their_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dvc.yaml").touch()
     monkeypatch.setattr("facevae.tracking.sync.sync", lambda folder, revisions, report: report(f"{folder} {revisions}"))
@@ -109,36 +88,36 @@ def test_the_commands_of_the_project_pass_on_what_they_are_given(
 
 
 @pytest.mark.usefixtures("folder")
-def test_removing_is_adding_backwards() -> None:
+def test_removing_is_adding_with_negative_strength() -> None:
     call("edit", "a.png", "--remove", "Smiling", "-o", "removed.png")
     call("edit", "a.png", "--add", "Smiling", "--strength", "-1", "-o", "added.png")
     assert Path("removed.png").read_bytes() == Path("added.png").read_bytes()
 
 
 @pytest.mark.usefixtures("folder")
-def test_images_are_cropped_as_in_training_unless_told_otherwise() -> None:
+def test_crop_defaults_to_that_of_training() -> None:
     for option in ([], ["--crop", "12"], ["--crop", "20"]):
         call("reconstruct", "a.png", *option, "-o", f"crop{''.join(option[1:])}.png")
     assert Path("crop.png").read_bytes() == Path("crop12.png").read_bytes() != Path("crop20.png").read_bytes()
 
 
 @pytest.mark.usefixtures("folder")
-def test_the_model_may_lie_elsewhere() -> None:
+def test_model_option_names_another_folder() -> None:
     Path("models").rename("elsewhere")
     call("edit", "a.png", "--add", "Smiling", "--model", "elsewhere/vae.safetensors")
     with pytest.raises(UserError, match="models/vae.safetensors is missing"):
         call("sample")
 
 
-BAD = [  # arguments, what the error says
-    ("edit a.png --add Smile", "no attribute 'Smile'; there are: Eyeglasses, Smiling"),
-    ("edit a.png --add Smiling --remove Smiling", "Smiling: to be added and removed at once"),
-    ("edit a.png", "give --add ATTRIBUTE or --remove ATTRIBUTE"),
+BAD = [  # arguments, part of the error's message
+    ("edit a.png --add Smile", "Eyeglasses, Smiling"),
+    ("edit a.png --add Smiling --remove Smiling", "Smiling is both added and removed"),
+    ("edit a.png", "no attribute to add or remove"),
     ("edit a.png --add Smiling --directions no.safetensors", "no.safetensors is missing"),
     ("edit a.png --add Smiling --directions a.png", "a.png is damaged"),
-    ("edit a.png --add Smiling --strength nan", "--strength: nan must lie between -1000 and 1000"),
-    ("edit a.png --add Smiling --strength inf", "--strength: inf must lie between -1000 and 1000"),
-    ("edit a.png --add Smiling --strength -1e300", "--strength: -1e+300 must lie between -1000 and 1000"),
+    ("edit a.png --add Smiling --strength nan", "strength nan of Smiling; use a number from -1000 to 1000"),
+    ("edit a.png --add Smiling --strength inf", "strength inf of Smiling; use a number from -1000 to 1000"),
+    ("edit a.png --add Smiling --strength -1e300", "strength -1e+300 of Smiling; use a number from -1000 to 1000"),
     ("edit empty.png --add Smiling", "empty.png cannot be used: it is empty or not an image"),
     ("reconstruct missing.png", "missing.png cannot be used: it cannot be decoded: No such file or directory"),
     ("reconstruct a.png models", "models cannot be used: it is not a file"),
@@ -146,10 +125,11 @@ BAD = [  # arguments, what the error says
     ("reconstruct a.png --crop 21", "a.png cannot be used: it is 20 x 20 pixels, smaller than"),
     ("interpolate a.png empty.png", "empty.png cannot be used: it is empty or not an image"),
     ("sample --priors no.safetensors", "no.safetensors is missing"),
+    ("sample --priors no.safetensors", "use the prior 'normal'"),
     ("sample --priors models", "models is not a file: "),
     ("sample --model no.safetensors", "no.safetensors is missing"),
-    ("sample --model a.png", "a.png is damaged, or not a file of facevae"),
-    ("sample --model models", "models is not a file: train it"),
+    ("sample --model a.png", "a.png is damaged, or was not written by facevae"),
+    ("sample --model models", "models is not a file: run `dvc repro train`"),
     ("sample -o samples.jpg", "--output: samples.jpg does not end in .png"),
     ("sample -o a.png/samples.png", "--output: a.png/samples.png cannot be written"),
     ("sample -o models", "--output: models does not end in .png"),
@@ -160,13 +140,13 @@ BAD = [  # arguments, what the error says
     ("sync", "dvc.yaml is not in"),
     ("where run", "dvc.yaml is not in"),
 ]
-MISUSED = [  # arguments, what the command line says
+MISUSED = [  # arguments, part of the output
     ("sample -n 0", "'--num-samples' / '-n': Input should be greater than or equal to 1"),
     ("sample -n 1000000000", "'--num-samples' / '-n': Input should be less than or equal to 3000"),
     ("sample -n many", "'--num-samples' / '-n': Input should be a valid integer"),
     ("sample --seed -1", "'--seed': Input should be greater than or equal to 0"),
     ("sample --seed 4294967296", "'--seed': Input should be less than or equal to 4294967295"),
-    ("sample --prior gamma", "'gamma' is not one of 'normal', 'mixture', 'flow'"),
+    ("sample --prior gamma", "'gamma' is not one of 'best', 'normal', 'mixture', 'flow'"),
     ("sample --unknown", "No such option: --unknown"),
     ("interpolate a.png", "Missing argument 'second'"),
     ("interpolate a.png b.jpg -n 1", "'--num-steps' / '-n': Input should be greater than or equal to 2"),
@@ -174,7 +154,7 @@ MISUSED = [  # arguments, what the command line says
     ("reconstruct", "Missing argument 'images'"),
     ("reconstruct a.png --crop 0", "'--crop': Input should be greater than or equal to 1"),
     ("edit a.png --add Smiling --strength much", "'--strength': Input should be a valid number"),
-    ("edit a.png --add Smiling --method best", "'best' is not one of"),
+    ("edit a.png --add Smiling --method other", "'other' is not one of"),
     ("draw", "No such command 'draw'"),
 ]
 
@@ -185,7 +165,7 @@ def contents() -> dict[Path, bytes | None]:
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
 @pytest.mark.usefixtures("folder")
-def test_what_is_wrong_is_told_and_nothing_is_written(arguments: str, message: str) -> None:
+def test_bad_input_raises_one_message_and_writes_nothing(arguments: str, message: str) -> None:
     Path("empty.png").touch()
     Path("folder.png").mkdir()
     before = contents()
@@ -197,7 +177,7 @@ def test_what_is_wrong_is_told_and_nothing_is_written(arguments: str, message: s
 
 @pytest.mark.parametrize(("arguments", "message"), MISUSED)
 @pytest.mark.usefixtures("folder")
-def test_a_misused_command_is_told_with_status_two(arguments: str, message: str) -> None:
+def test_misuse_exits_with_status_two(arguments: str, message: str) -> None:
     before = contents()
     result = CliRunner().invoke(app, arguments.split(), env={"COLUMNS": "200"})
     assert result.exit_code == 2
@@ -207,13 +187,13 @@ def test_a_misused_command_is_told_with_status_two(arguments: str, message: str)
 
 @pytest.mark.usefixtures("folder")
 def test_more_images_than_a_picture_holds_are_refused() -> None:
-    with pytest.raises(UserError, match="wide.png would measure .* pixels, and 65000 is the most for a side"):
+    with pytest.raises(UserError, match="wide.png would be .* pixels, but a side can have at most 65000"):
         call("reconstruct", *["a.png"] * 450, "-o", "wide.png")
     assert not Path("wide.png").exists()
 
 
 @pytest.mark.usefixtures("folder")
-def test_the_command_ends_with_one_message_and_status_one(
+def test_user_errors_exit_with_one_line_and_status_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["facevae", "reconstruct", "missing.png"])
@@ -232,7 +212,52 @@ def test_directions_of_another_model_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_another_prior_gives_other_samples() -> None:
+def test_each_prior_gives_other_samples() -> None:
     for prior in ("normal", "mixture", "flow"):
         call("sample", "-n", "3", "--prior", prior, "-o", f"{prior}.png")
     assert len({Path(f"{prior}.png").read_bytes() for prior in ("normal", "mixture", "flow")}) == 3
+
+
+def test_sampling_from_the_normal_prior_needs_only_the_weights(folder: Path) -> None:
+    call("sample", "--prior", "normal", "-o", "with.png")
+    for name in ("priors", "directions"):
+        (folder / "models" / f"{name}.safetensors").unlink()
+    call("sample", "--prior", "normal", "-o", "without.png")
+    assert Path("with.png").read_bytes() == Path("without.png").read_bytes()
+
+
+@pytest.mark.usefixtures("folder")
+def test_pictures_show_what_the_python_api_returns() -> None:
+    model = facevae.load("models/vae.safetensors")
+    original = model.prepare(["a.png", "b.jpg"])
+    edited = model.edit("a.png", add={"Smiling": 2.0}, remove={"Eyeglasses": 2.0})
+    white = np.full((6, 8, 8, 3), 255, np.uint8)
+    for arguments, tiles, rows, columns in (
+        ("sample -n 10 --seed 3", np.concatenate([model.sample(10, seed=3), white]).reshape(2, 8, 8, 8, 3), [], []),
+        (
+            "reconstruct a.png b.jpg",
+            np.stack([original, model.reconstruct(original)]),
+            ["original", "reconstruction"],
+            [],
+        ),
+        (
+            "interpolate a.png b.jpg -n 3",
+            np.stack([original[0], *model.interpolate("a.png", "b.jpg", 3), original[1]])[None],
+            [],
+            ["original", "", "", "", "original"],
+        ),
+        (
+            "edit a.png --add Smiling --remove Eyeglasses --strength 2",
+            np.stack([original[0], model.reconstruct("a.png")[0], edited[0]])[None],
+            [],
+            ["original", "reconstruction", "edited"],
+        ),
+    ):
+        call(*arguments.split(), "-o", "command.png")
+        enlarged = tiles.repeat(20, axis=2).repeat(20, axis=3)
+        save_tiles(Path("expected.png"), enlarged, row_labels=rows, column_labels=columns)
+        assert Path("command.png").read_bytes() == Path("expected.png").read_bytes(), arguments
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert call("--version") == f"{facevae.__version__}\n"

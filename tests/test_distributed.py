@@ -80,6 +80,7 @@ def test_a_training_continues_with_another_number_of_processes(together: Path, n
     assert last == pytest.approx(found[2], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_processes_with_different_fingerprints_are_refused(tmp_path: Path) -> None:
     process = start_together(2, {"differ": {}}, tmp_path / "history.json")
     _, said = process.communicate(timeout=300)
@@ -90,6 +91,7 @@ def test_processes_with_different_fingerprints_are_refused(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", ["worker", "torchrun"])
 def test_all_processes_end_when_one_is_killed(tmp_path: Path, killed: str) -> None:
     process = start_together(2, {"long": {"train__epochs": 100_000}}, tmp_path / "history.json")

@@ -2,9 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import small_params
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from facevae.evaluate.directions import Directions, Method
 from facevae.evaluate.edits import RANDOM, EditStudy, study_edits
 from facevae.evaluate.judge import WIDTHS, Classifier
 from facevae.model.vae import Posterior
@@ -15,7 +17,7 @@ LABELS = GENERATOR.integers(0, 2, (60, 2)).astype(bool)
 
 
 class Swatches(nn.Module):
-    """Latent (red, blue, -) to an image of that even colour and back, so that every edit has a known outcome."""
+    """Decode a latent (red, blue, green) to an image of that colour, and encode it: every edit has a known outcome."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +33,7 @@ class Swatches(nn.Module):
 
 
 class Colours(Classifier):
-    """Red and Blue are there where that channel is above 1/2."""
+    """An image has the attribute Red or Blue if that channel is above 1/2."""
 
     def __init__(self) -> None:
         super().__init__(SIZE, 3, ("Red", "Blue"))
@@ -44,7 +46,7 @@ class Colours(Classifier):
 
 
 def swatches() -> NDArray[np.uint8]:
-    """Channels of 0.2 or 0.8 for Red and Blue, green random."""
+    """Images of one colour: red and blue are 0.2 or 0.8, green is random below 0.1."""
     red, blue = (np.where(LABELS[:, column], 0.8, 0.2) for column in (0, 1))
     colour = np.stack([red, GENERATOR.random(60) * 0.1, blue], 1)
     return np.broadcast_to((colour * 255).astype(np.uint8)[:, None, None], (60, SIZE, SIZE, 3)).copy()
@@ -57,17 +59,21 @@ MIXED = {"Red": torch.tensor([0.5, 0.5, 0.0]), "Blue": torch.tensor([0.5, 0.5, 0
 
 
 def study(num_images: int = 50, num_bootstraps: int = 50) -> EditStudy:
+    params = small_params(
+        evaluate__attributes=["Red", "Blue"],
+        evaluate__strengths=[0.2, 1.0],
+        evaluate__num_edited_images=num_images,
+        evaluate__num_bootstraps=num_bootstraps,
+        evaluate__batch_size=16,
+    )
+    directions: dict[Method, Directions] = {"difference": MIXED, "joint": CLEAN}
     return study_edits(
         Swatches(),  # type: ignore[arg-type]
         Colours().eval(),
         IMAGES,
         ATTRIBUTES,
-        {"difference": MIXED, "joint": CLEAN},
-        ["Red", "Blue"],
-        [0.2, 1.0],
-        num_images=num_images,
-        num_bootstraps=num_bootstraps,
-        batch_size=16,
+        directions,
+        params.evaluate,
         seed=0,
     )
 
@@ -80,7 +86,7 @@ def row(attribute: str, method: str, strength: float) -> dict[str, float]:
     return {str(key): value for key, value in rows[attribute, method, strength].items()}
 
 
-def test_an_edit_along_its_own_colour_succeeds_and_leaks_nothing() -> None:
+def test_edit_of_one_colour_succeeds_without_leakage() -> None:
     found = row("Red", "joint", 1.0)
     assert (found["success"], found["leakage"], found["selectivity"]) == (1, 0, 1)
     assert (found["success_low"], found["success_high"]) == (1, 1)
@@ -89,15 +95,15 @@ def test_an_edit_along_its_own_colour_succeeds_and_leaks_nothing() -> None:
     assert found["ssim"] < row("Red", "joint", 0.2)["ssim"] < 1
 
 
-def test_an_edit_that_moves_both_colours_leaks_where_the_other_can_change() -> None:
+def test_edit_of_both_colours_leaks_into_the_other() -> None:
     found = row("Red", "difference", 1.0)
     assert found["success"] == 1
-    can_change = LABELS[:, 0] == LABELS[:, 1]  # towards more of both, or less of both
+    can_change = LABELS[:, 0] == LABELS[:, 1]  # both colours move in the same direction
     assert found["leakage"] == pytest.approx(can_change.mean())
 
 
-def test_the_control_is_a_direction_of_its_own_for_each_image() -> None:
-    """Of a length of 0.71, uniform on the sphere: the share of those whose one component is more than 0.3."""
+def test_control_has_its_own_direction_for_each_image() -> None:
+    """Directions of length 0.71 are uniform on the sphere; an edit succeeds if one component exceeds 0.3."""
     found = [row(colour, RANDOM, 1.0) for colour in ("Red", "Blue")]
     expected = (1 - 0.3 / 0.5**0.5) / 2
     for name in ("success", "leakage"):
@@ -105,7 +111,7 @@ def test_the_control_is_a_direction_of_its_own_for_each_image() -> None:
     assert row("Red", RANDOM, 0.2)["success"] == 0
 
 
-def test_the_interval_is_that_of_a_share() -> None:
+def test_bootstrap_interval_matches_the_binomial_one() -> None:
     table = study(num_bootstraps=2000).table
     for found in table[(table["method"] == RANDOM) & (table["strength"] == 1.0)].to_dict("records"):
         share = found["success"]
@@ -113,13 +119,13 @@ def test_the_interval_is_that_of_a_share() -> None:
         assert [found["success_low"], found["success_high"]] == pytest.approx([share - half, share + half], abs=0.03)
 
 
-def test_the_control_does_not_depend_on_how_the_intervals_are_drawn() -> None:
+def test_control_does_not_depend_on_the_number_of_bootstraps() -> None:
     again = study(num_bootstraps=3).table
     random = again["method"] == RANDOM
     assert again.loc[random, "success"].equals(STUDY.table.loc[random, "success"])
 
 
-def test_the_best_method_and_strengths_are_those_that_select() -> None:
+def test_best_method_and_strengths_have_the_highest_selectivity() -> None:
     assert STUDY.best_method() == "joint"
     strengths = STUDY.best_strengths("joint")
     assert strengths == {"Red": 1.0, "Blue": 1.0}
@@ -127,10 +133,10 @@ def test_the_best_method_and_strengths_are_those_that_select() -> None:
     assert set(at_best["strength"]) == {1.0}
     success = at_best.groupby("method")["success"].mean()
     assert success.drop(RANDOM).to_dict() == {"joint": 1, "difference": pytest.approx(1)}
-    assert success[RANDOM] > 0  # the control is as strong; at the strength that suits it, it would change nothing
+    assert success[RANDOM] > 0  # at the same strength as the others; at its own best one it would change nothing
 
 
-def test_the_leakage_matrix_tells_which_attributes_changed() -> None:
+def test_leakage_matrix_shows_which_attributes_change() -> None:
     clean, mixed = (
         STUDY.leakage(STUDY.best_strengths(method), method).loc[["Red", "Blue"], ["Red", "Blue"]].to_numpy()
         for method in ("joint", "difference")
@@ -140,6 +146,6 @@ def test_the_leakage_matrix_tells_which_attributes_changed() -> None:
     assert abs(mixed[0, 1]) > 0.1
 
 
-def test_only_as_many_images_are_taken_as_asked_for() -> None:
+def test_number_of_edited_images_is_limited() -> None:
     assert set(study(num_images=5).table["num_images"]) == {10}
     assert STUDY.table["num_images"].max() == 60

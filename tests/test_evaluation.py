@@ -1,5 +1,4 @@
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ TABLES = ["latent.csv", "likelihood.csv", "samplers.csv", "attribute_auc.csv", "
 
 @pytest.fixture
 def prepared(write_images: Callable[..., Path], tmp_path: Path) -> PreparedSet:
-    """Forty images, of which every other is said to be odd."""
+    """Forty images; every other one has the attribute Odd."""
     root = write_images([f"{i:02}.png" for i in range(40)])
     (root / "attributes.csv").write_text("name,Odd\n" + "".join(f"{i:02}.png,{i % 2}\n" for i in range(40)))
     prepare(open_folder(root, None), small_params(data__source="folder").data, 0, tmp_path / "prepared")
@@ -62,7 +61,7 @@ def measured(prepared: PreparedSet, attributes: tuple[str, ...] = ("Odd",), **ch
     return evaluate(model, header, classifier, prepared, params.evaluate, seed=0)
 
 
-def test_everything_is_measured_on_the_split_that_is_asked_for(prepared: PreparedSet) -> None:
+def test_metrics_are_of_the_requested_split(prepared: PreparedSet) -> None:
     params = small_params(evaluate__attributes=["Odd"])
     model, _ = trained(prepared, params)
     for split in ("test", "validation"):
@@ -79,7 +78,7 @@ def test_everything_is_measured_on_the_split_that_is_asked_for(prepared: Prepare
         assert row["num_with"] + row["num_without"] == len(images)
 
 
-def test_the_metrics_are_finite_and_those_of_the_tables(prepared: PreparedSet) -> None:
+def test_metrics_are_finite_and_match_the_tables(prepared: PreparedSet) -> None:
     evaluation = measured(prepared)
     assert np.isfinite(list(evaluation.metrics.values())).all()
     assert list(evaluation.tables) == TABLES
@@ -95,9 +94,7 @@ def test_the_metrics_are_finite_and_those_of_the_tables(prepared: PreparedSet) -
     assert evaluation.metrics["importance_weighted_nats"] >= evaluation.metrics["elbo_nats"]
 
 
-def test_nothing_is_fitted_to_the_images_that_it_is_measured_on(
-    prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_fitted_to_the_held_out_images(prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch) -> None:
     errors: list[float] = []
 
     def record(squared_error: float, num_values: int) -> torch.Tensor:
@@ -116,14 +113,12 @@ def test_nothing_is_fitted_to_the_images_that_it_is_measured_on(
         assert torch.equal(second.directions.by_method[method]["Odd"], directions["Odd"])
 
 
-def test_method_and_strength_are_chosen_on_the_validation_images(
-    prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_validation_images_choose_method_and_strength(prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = [name for name in COLUMNS if name not in ("attribute", "method", "strength")]
     validation = prepared.images("validation")
 
     def study(*arguments: Any, **_: object) -> EditStudy:
-        """One in which on validation images `joint` at 2 is the best, and on the test images `balanced` at 1."""
+        """`joint` at 2 is the best on validation images, `balanced` at 1 on test images."""
         best = ("joint", 2.0) if np.array_equal(arguments[2], validation) else ("balanced", 1.0)
         rows = [
             {"attribute": "Odd", "method": method, "strength": strength}
@@ -142,7 +137,7 @@ def test_method_and_strength_are_chosen_on_the_validation_images(
     assert evaluation.tables["leakage.csv"]["Odd"].tolist() == [2.0]
 
 
-def test_samples_are_measured_against_the_images_and_not_the_other_way_round(prepared: PreparedSet) -> None:
+def test_ratios_divide_samples_by_images(prepared: PreparedSet) -> None:
     model, _ = trained(prepared, small_params(evaluate__attributes=["Odd"]))
     evaluation = measured(prepared)
     known, real = np.array(prepared.images("train")), np.array(prepared.images("test"))
@@ -152,33 +147,33 @@ def test_samples_are_measured_against_the_images_and_not_the_other_way_round(pre
     def median(latent: torch.Tensor) -> float:
         pictures = decode_all(model, latent, 5).reshape(len(latent), -1)
         distances = np.sort(cdist(pictures, known.reshape(len(known), -1)).min(1))
-        return float(distances[(len(distances) - 1) // 2])  # the lower of two, as torch takes it
+        return float(distances[(len(distances) - 1) // 2])  # the lower of the two, like torch
 
     drawn = evaluation.priors.priors[evaluation.priors.best].sample(100, torch.Generator().manual_seed(0))
     expected = median(drawn) / median(encode_all(model, real, 5).mean)
     assert evaluation.metrics["neighbour_distance_ratio"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_same_seed_gives_the_same_numbers(prepared: PreparedSet) -> None:
+def test_same_seed_gives_same_metrics_and_tables(prepared: PreparedSet) -> None:
     first, again = measured(prepared), measured(prepared)
     assert first.metrics == again.metrics
     for name in TABLES:
         assert first.tables[name].equals(again.tables[name]), name
 
 
-def test_a_posterior_that_has_collapsed_is_told(prepared: PreparedSet, caplog: pytest.LogCaptureFixture) -> None:
+def test_collapsed_posterior_is_warned_of(prepared: PreparedSet, caplog: pytest.LogCaptureFixture) -> None:
     evaluation = measured(prepared, train__beta=1e6, train__epochs=5)
     assert (evaluation.metrics["posterior_collapsed"], evaluation.metrics["active_units"]) == (1, 0)
-    assert ("facevae.evaluate.evaluation", logging.WARNING) in [record[:2] for record in caplog.record_tuples]
+    assert ("facevae.evaluate.latent", logging.WARNING) in [record[:2] for record in caplog.record_tuples]
     assert "the posterior has collapsed" in caplog.text
     caplog.clear()
     assert measured(prepared, train__beta=0.0, train__epochs=5).metrics["posterior_collapsed"] == 0
     assert "collapsed" not in caplog.text
 
 
-@pytest.mark.parametrize(("bias", "found"), [(-9.0, "0 % of .* and 100 % of"), (9.0, "100 % of .* and 0 % of")])
-def test_a_classifier_that_cannot_judge_is_told(
-    prepared: PreparedSet, caplog: pytest.LogCaptureFixture, bias: float, found: str
+@pytest.mark.parametrize(("bias", "found"), [(-9.0, (0, 100)), (9.0, (100, 0))])
+def test_classifier_that_cannot_judge_is_warned_of(
+    prepared: PreparedSet, caplog: pytest.LogCaptureFixture, bias: float, found: tuple[int, int]
 ) -> None:
     params = small_params(evaluate__attributes=["Odd"])
     model, header = trained(prepared, params)
@@ -186,15 +181,14 @@ def test_a_classifier_that_cannot_judge_is_told(
     with torch.no_grad():
         classifier.logits.bias.fill_(bias)
     evaluation = evaluate(model, header, classifier, prepared, params.evaluate, seed=0)
-    assert re.search(f"no judge of Odd: of the test images it finds {found}", caplog.text)
+    expected = "cannot judge Odd: it recognises {} % of the test images with it and {} % of those without it"
+    assert expected.format(*found) in caplog.text
     (row,) = evaluation.tables["attribute_auc.csv"].to_dict("records")
     assert (row["classifier_recall"], row["classifier_specificity"]) == ((0, 1) if bias < 0 else (1, 0))
     assert evaluation.metrics["classifier_auc"] == row["classifier_auc"]
 
 
-def test_where_no_edit_can_be_judged_there_are_no_figures_of_edits(
-    prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_edit_metrics_if_no_edit_can_be_judged(prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = EditStudy(pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=CHANGE_COLUMNS))
     monkeypatch.setattr(evaluation_module, "study_edits", lambda *_, **__: nothing)
     evaluation = measured(prepared)
@@ -202,8 +196,8 @@ def test_where_no_edit_can_be_judged_there_are_no_figures_of_edits(
     assert len(evaluation.tables["edits.csv"]) == len(evaluation.tables["leakage.csv"]) == 0
 
 
-def test_a_model_of_black_and_white_is_measured_against_the_images_as_they_are(prepared: PreparedSet) -> None:
-    """Its pictures are means, in all intensities; so are the images that the classifier knows."""
+def test_samples_of_a_binary_model_are_compared_with_grey_images(prepared: PreparedSet) -> None:
+    """Its pictures are probabilities of white, so they have all intensities, like the images the classifier takes."""
     binary = measured(prepared, train__likelihood="bernoulli", train__binarization="per_epoch")
     grey = measured(prepared)
     measures = ["frechet_distance", "kernel_distance", "sliced_wasserstein_distance", "sharpness_ratio"]
@@ -212,7 +206,7 @@ def test_a_model_of_black_and_white_is_measured_against_the_images_as_they_are(p
     assert binary.metrics["classifier_auc"] == grey.metrics["classifier_auc"]
 
 
-def test_a_set_without_attributes_has_all_but_edits(prepared: PreparedSet) -> None:
+def test_set_without_attributes_has_all_metrics_but_edits(prepared: PreparedSet) -> None:
     evaluation = measured(prepared, attributes=())
     assert "frechet_distance" in evaluation.metrics
     assert not [name for name in evaluation.metrics if name.startswith(("edit", "classifier"))]
@@ -220,7 +214,7 @@ def test_a_set_without_attributes_has_all_but_edits(prepared: PreparedSet) -> No
     assert evaluation.directions.best == "difference"
 
 
-def test_black_and_white_images_have_one_likelihood(prepared: PreparedSet) -> None:
+def test_bernoulli_has_no_calibrated_sigma(prepared: PreparedSet) -> None:
     evaluation = measured(prepared, train__likelihood="bernoulli", train__binarization="per_epoch")
     assert set(evaluation.tables["likelihood.csv"]["sigma"]) == {"trained"}
     metrics = evaluation.metrics
@@ -228,15 +222,17 @@ def test_black_and_white_images_have_one_likelihood(prepared: PreparedSet) -> No
     assert -8 * 8 * 3 * 2 < metrics["elbo_nats"] < 0
 
 
-def test_what_cannot_be_measured_is_told_by_its_key(prepared: PreparedSet) -> None:
+def test_unknown_attribute_names_the_key(prepared: PreparedSet) -> None:
     params = small_params(evaluate__attributes=["Bald"])
     model, header = trained(prepared, params)
     classifier = Classifier(8, 3, ("Odd",)).eval()
-    with pytest.raises(UserError, match="evaluate.attributes: 'Bald' is no attribute of this set; there are Odd"):
+    with pytest.raises(
+        UserError, match="evaluate.attributes: 'Bald' is not an attribute of this data set. Known attributes: Odd"
+    ):
         evaluate(model, header, classifier, prepared, params.evaluate, seed=0)
 
 
-def test_the_trained_sigma_of_squared_error_is_the_root_of_one_half(prepared: PreparedSet) -> None:
+def test_squared_error_keeps_a_variance_of_one_half(prepared: PreparedSet) -> None:
     params = small_params(evaluate__attributes=["Odd"])
     model, _ = trained(prepared, params)
     assert float(objective.gaussian_nats(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), model.log_sigma)) == (
@@ -244,7 +240,7 @@ def test_the_trained_sigma_of_squared_error_is_the_root_of_one_half(prepared: Pr
     )
 
 
-def test_the_fid_is_measured_where_there_are_weights_for_it(prepared: PreparedSet, inception_weights: Path) -> None:
+def test_fid_is_measured_if_weights_are_given(prepared: PreparedSet, inception_weights: Path) -> None:
     evaluation = measured(prepared, evaluate__inception_weights=str(inception_weights))
     samplers = evaluation.tables["samplers.csv"].set_index("sampler")["inception_frechet_distance"]
     assert evaluation.metrics["inception_frechet_distance"] == samplers[evaluation.priors.best] > 0

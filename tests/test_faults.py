@@ -1,7 +1,7 @@
-"""What a stage does when the disk is full, a folder read-only, memory short, or what it reads damaged.
+"""Stages with a full disk, a read-only folder, too little memory or damaged inputs.
 
-Each fault ends in one line that names the file or the parameter, with status 1; nothing half-written is left, and what
-was there before is as it was.
+Each fault ends in status 1 and one line that names the file or the parameter. Nothing half-written is left, and
+existing files stay unchanged.
 """
 
 import errno
@@ -28,8 +28,6 @@ from facevae.storage.atomic import replace_folder, write_bytes
 from facevae.storage.tables import parse_csv, write_json
 from facevae.storage.tensors import read_tensors, write_tensors
 
-ENOUGH = 600  # bytes: for tables and for nothing else
-
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and "src" not in path.parts}
@@ -37,7 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def full_disk(num_bytes: int) -> Iterator[None]:
-    """No file can grow beyond so many bytes: the system itself refuses, to root too."""
+    """Have the system refuse to grow any file beyond this size, even for root."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -57,23 +55,24 @@ def full_disk(num_bytes: int) -> Iterator[None]:
         ("figures", 0, "plots/losses.png"),
     ],
 )
-def test_a_full_disk_is_told_by_the_file(
+def test_a_full_disk_is_reported_with_the_file(
     work_tree: Path, stage: str, num_bytes: int, path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(work_tree)
     with full_disk(num_bytes):
         line = failure_of(stage, capsys)
-    assert line == f"error: {path}: File too large: free space there, or raise the quota or limit, and run this again"
+    remedy = "free some space there, or raise the quota or size limit, then run this again"
+    assert line == f"error: {path}: File too large: {remedy}"
     assert contents(work_tree) == before
 
 
-def test_a_training_whose_results_find_no_space_goes_on_where_it_was(
+def test_training_resumes_after_a_full_disk(
     work_tree: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     before = contents(work_tree)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "write_tensors", refuse(errno.ENOSPC))
-        assert "models/vae.safetensors: No space left on device: free space there" in failure_of("train", capsys)
+        assert "models/vae.safetensors: No space left on device: free some space there" in failure_of("train", capsys)
     run_stage("train")
     assert "training continues after epoch 2" in caplog.text
     assert contents(work_tree) == before
@@ -89,14 +88,14 @@ def refuse(number: int) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("number", "advice"),
     [
-        (errno.ENOSPC, "free space there"),
+        (errno.ENOSPC, "free some space there"),
         (errno.EDQUOT, "or raise the quota"),
-        (errno.EROFS, "see that this user may read and write there"),
-        (errno.EACCES, "see that this user may read and write there"),
+        (errno.EROFS, "give this user permission to read and write there"),
+        (errno.EACCES, "give this user permission to read and write there"),
         (errno.EIO, "Input/output error"),
     ],
 )
-def test_what_the_system_refuses_is_told_with_the_way_out(
+def test_a_system_error_names_the_file_and_the_remedy(
     work_tree: Path, number: int, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(work_tree)
@@ -104,7 +103,7 @@ def test_what_the_system_refuses_is_told_with_the_way_out(
 
     def fsync(descriptor: int) -> None:
         if MODEL.name in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
-            raise OSError(number, os.strerror(number))  # of an open file, whose name the system does not tell
+            raise OSError(number, os.strerror(number))  # an error of an open file does not name it
         system(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
@@ -120,7 +119,7 @@ def test_what_the_system_refuses_is_told_with_the_way_out(
     ("stage", "obstacle", "named"),
     [("prepare", "data", "data"), ("classifier", "models", "models"), ("train", "plots", "plots")],
 )
-def test_a_file_in_the_place_of_a_folder_is_told(
+def test_a_file_in_place_of_a_folder_is_reported(
     work_tree: Path, stage: str, obstacle: str, named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = work_tree / obstacle
@@ -134,7 +133,7 @@ def test_a_file_in_the_place_of_a_folder_is_told(
 
 
 def foreign(_content: bytes) -> bytes:
-    return b"this is no file of ours\n"
+    return b"not written by facevae\n"
 
 
 @pytest.mark.parametrize("damage", [emptied, cut, flip_a_bit, foreign])
@@ -150,7 +149,7 @@ def foreign(_content: bytes) -> bytes:
         ("figures", "models/directions.safetensors"),
     ],
 )
-def test_what_a_stage_reads_and_finds_damaged_is_told(
+def test_a_damaged_input_of_a_stage_is_reported(
     work_tree: Path, stage: str, path: str, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (work_tree / path).write_bytes(damage((work_tree / path).read_bytes()))
@@ -172,15 +171,15 @@ def words_for_numbers(content: bytes) -> bytes:
     return header + b"\n" + b",".join([b"many"] * (header.count(b",") + 1)) + b"\n" + rows
 
 
-def no_text(_content: bytes) -> bytes:
+def not_utf8(_content: bytes) -> bytes:
     return b"epoch,rank\n\xff\xfe,1\n"
 
 
-@pytest.mark.parametrize("damage", [emptied, cut, foreign, other_column, words_for_numbers, no_text])
+@pytest.mark.parametrize("damage", [emptied, cut, foreign, other_column, words_for_numbers, not_utf8])
 @pytest.mark.parametrize(
     ("name", "stage"), [("history", "train"), ("latent", "evaluate"), ("edits", "evaluate"), ("leakage", "evaluate")]
 )
-def test_a_damaged_table_is_told_with_the_stage_that_makes_it(
+def test_a_damaged_table_names_the_stage_to_run_again(
     work_tree: Path, name: str, stage: str, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = work_tree / f"plots/{name}.csv"
@@ -190,25 +189,25 @@ def test_a_damaged_table_is_told_with_the_stage_that_makes_it(
     assert line.endswith(f"run `dvc repro --force {stage}`")
 
 
-def test_a_missing_table_is_told(work_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_table_names_the_stage_to_run(work_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (work_tree / HISTORY).unlink()
     assert failure_of("figures", capsys) == "error: plots/history.csv is missing: run `dvc repro train`"
 
 
 @pytest.mark.parametrize(("rows", "problem"), [(b"", "has no rows"), (b"1,nan\n", "not all values of loss")])
-def test_a_table_without_finite_numbers_is_no_history(rows: bytes, problem: str) -> None:
+def test_a_history_without_finite_numbers_is_refused(rows: bytes, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         parse_csv(b"epoch,loss\n" + rows, HISTORY, numbers=("epoch", "loss"), stage="train")
 
 
-def test_names_of_attributes_are_text_whatever_they_look_like() -> None:
+def test_attribute_names_that_look_like_numbers_stay_text() -> None:
     content = b"attribute,0\n1,0.5\nNA,0.25\n"
     table = parse_csv(content, LEAKAGE, numbers=(), text=("attribute",), stage="evaluate")
     assert table["attribute"].to_list() == ["1", "NA"]
 
 
 def change_model(work_tree: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Change the weights of the trained model, in a file that is whole."""
+    """Change the weights of the trained model; the file stays valid."""
     tensors, header = read_tensors(work_tree / MODEL, checkpoint.CheckpointHeader, remedy="")
     change(tensors)
     write_tensors(work_tree / MODEL, tensors, header)
@@ -226,11 +225,11 @@ def explode(tensors: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (break_a_weight, "models/vae.safetensors is of a training that exploded: encoder.mean.weight is not finite"),
+        (break_a_weight, "models/vae.safetensors: the training exploded, encoder.mean.weight is not finite"),
         (explode, "the train split: the mean of the posteriors would be "),
     ],
 )
-def test_a_model_that_exploded_is_not_evaluated(
+def test_an_exploded_model_is_not_evaluated(
     work_tree: Path,
     change: Callable[[dict[str, torch.Tensor]], None],
     message: str,
@@ -240,12 +239,12 @@ def test_a_model_that_exploded_is_not_evaluated(
     before = contents(work_tree)
     line = failure_of("evaluate", capsys)
     assert line.startswith(f"error: {message}")
-    assert "a lower train.learning_rate" in line
+    assert "lower train.learning_rate" in line.lower()
     assert contents(work_tree) == before
 
 
 @pytest.mark.parametrize("key", ["evaluate.attributes", "figures.attributes", "figures.latent_map_attributes"])
-def test_an_attribute_that_the_images_lack_is_told_before_they_are_prepared(
+def test_an_unknown_attribute_is_reported_before_images_are_prepared(
     work_tree: Path, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree = yaml.safe_load((work_tree / "params.yaml").read_text())
@@ -253,30 +252,34 @@ def test_an_attribute_that_the_images_lack_is_told_before_they_are_prepared(
     tree[section][name] = ["Wings"]
     (work_tree / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     before = contents(work_tree)
-    assert failure_of("prepare", capsys).startswith(f"error: {key}: 'Wings' is no attribute of this set; there are ")
+    assert failure_of("prepare", capsys).startswith(
+        f"error: {key}: 'Wings' is not an attribute of this data set. Known attributes: "
+    )
     assert contents(work_tree) == before
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "figures"])
-def test_a_model_of_other_images_is_refused(work_tree: Path, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_of_other_image_sizes_is_refused(
+    work_tree: Path, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = work_tree / "params.yaml"
     path.write_text(path.read_text().replace("image_size: 16", "image_size: 8"))
     run_stage("prepare")
     run_stage("classifier")
     capsys.readouterr()
     line = failure_of(stage, capsys)
-    assert "the model was trained on images of shape (16, 16, 3), and the prepared ones have (8, 8, 3)" in line
+    assert "the model takes images of shape (16, 16, 3), but the prepared ones have (8, 8, 3)" in line
 
 
-def test_a_classifier_that_explodes_is_told() -> None:
+def test_an_exploding_classifier_is_reported() -> None:
     params = small_params(classifier__learning_rate=1e30).classifier
     attributes = pd.DataFrame({"Odd": [0, 1] * 20})
-    with pytest.raises(UserError, match="lower classifier.learning_rate"):
+    with pytest.raises(UserError, match="Lower classifier.learning_rate"):
         train_classifier(disc_images(40), attributes, params, "float32", torch.device("cpu"), seed=0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_metric_that_is_no_number_is_not_written(tmp_path: Path, value: float) -> None:
+def test_a_metric_that_is_not_finite_is_not_written(tmp_path: Path, value: float) -> None:
     path = tmp_path / "train.json"
     write_json(path, {"best_epoch": 1})
     before = path.read_bytes()
@@ -285,7 +288,7 @@ def test_a_metric_that_is_no_number_is_not_written(tmp_path: Path, value: float)
     assert path.read_bytes() == before
 
 
-def test_memory_that_is_too_small_for_the_batch_is_told_with_what_to_lower(work_tree: Path) -> None:
+def test_a_lack_of_memory_names_what_to_lower(work_tree: Path) -> None:
     path = work_tree / "params.yaml"
     path.write_text(path.read_text().replace("- 8\n  - 16", "- 4000\n  - 4000"))
     script = """
@@ -326,7 +329,7 @@ def status_and_output(error: BaseException, capsys: pytest.CaptureFixture[str]) 
         OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
 )
-def test_every_lack_of_memory_is_known(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_kind_of_memory_error_is_recognised(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     status, lines = status_and_output(error, capsys)
     assert (status, len(lines)) == (1, 1)
     assert lines[0].startswith("error: memory ran out (")
@@ -338,12 +341,12 @@ def test_an_interrupt_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("error", [ValueError("oops"), OSError(errno.EBADF, "Bad file descriptor")])
-def test_a_defect_keeps_its_traceback_and_says_what_to_do(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bug_keeps_its_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     status, lines = status_and_output(error, capsys)
     assert status == 1
     assert lines[0].startswith("Traceback")
     assert str(error) in lines[-2]
-    assert lines[-1].startswith("error: this is a defect of facevae")
+    assert lines[-1].startswith("error: this is a bug in facevae")
 
 
 def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path) -> None:

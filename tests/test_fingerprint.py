@@ -25,7 +25,7 @@ def training_fingerprint(params: Params, data_digest: str, **platform: str) -> s
 @pytest.mark.parametrize(
     "change", [{"train__beta": 2.0}, {"model__latent_dim": 4}, {"seed": 8}, {"train__num_threads": 3}]
 )
-def test_what_determines_the_weights_changes_the_fingerprint(change: dict[str, object]) -> None:
+def test_training_params_change_the_fingerprint(change: dict[str, object]) -> None:
     assert training_fingerprint(small_params(**change), "data") != training_fingerprint(BASE, "data")
 
 
@@ -38,15 +38,15 @@ def test_what_determines_the_weights_changes_the_fingerprint(change: dict[str, o
         {"train__launcher": "torchrun"},
     ],
 )
-def test_what_is_shown_and_where_and_how_many_processes_train_change_nothing(change: dict[str, object]) -> None:
+def test_params_of_other_stages_keep_the_fingerprint(change: dict[str, object]) -> None:
     assert training_fingerprint(small_params(**change), "data") == training_fingerprint(BASE, "data")
 
 
-def test_other_data_is_another_training() -> None:
+def test_other_data_change_the_fingerprint() -> None:
     assert training_fingerprint(BASE, "data") != training_fingerprint(BASE, "other")
 
 
-def test_another_torch_or_processor_is_another_training() -> None:
+def test_torch_and_processor_change_the_fingerprint() -> None:
     before = training_fingerprint(BASE, "data", torch="2.14", processor="AVX2")
     assert training_fingerprint(BASE, "data", torch="2.14", processor="AVX2") == before
     assert training_fingerprint(BASE, "data", torch="2.15", processor="AVX2") != before
@@ -91,7 +91,7 @@ def test_code_that_matters_changes_the_fingerprint(package: Path, path: str, bef
     [
         ("src/facevae/errors.py", "memory ran out", "no memory is left"),
         ("src/facevae/config/checks.py", "is not divisible by", "cannot be divided by"),
-        ("src/facevae/storage/tensors.py", "is damaged: it is not what was written", "is broken"),
+        ("src/facevae/storage/tensors.py", "its content does not match its digest", "it is broken"),
         ("src/facevae/train/epoch.py", "steps of one epoch had a gradient", "steps had a gradient"),
         ("src/facevae/train/resume.py", "training starts over", "starting over"),
         ("src/facevae/model/vae.py", '"""', '"""Edited. '),
@@ -124,7 +124,7 @@ def test_the_fingerprint_does_not_depend_on_the_folder(package: Path, monkeypatc
         ("README.md", "x", False),
     ],
 )
-def test_an_edit_is_seen_where_dvc_declares_it_for_the_stage(
+def test_edits_of_declared_files_change_the_inputs_digest(
     copy: Path, monkeypatch: pytest.MonkeyPatch, path: str, addition: str, counts: bool
 ) -> None:
     monkeypatch.chdir(copy)
@@ -136,7 +136,7 @@ def test_an_edit_is_seen_where_dvc_declares_it_for_the_stage(
 
 
 @pytest.mark.parametrize(("change", "counts"), [({"train__beta": 2.0}, True), ({"figures__num_samples": 7}, False)])
-def test_other_params_are_seen_where_the_stage_uses_them(
+def test_declared_params_change_the_inputs_digest(
     copy: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], counts: bool
 ) -> None:
     monkeypatch.chdir(copy)

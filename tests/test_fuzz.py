@@ -1,4 +1,4 @@
-"""Every file that facevae reads, damaged at random and forged on purpose: the same content, or a `UserError`."""
+"""Files damaged at random or forged on purpose: reading them gives the same content or a `UserError`."""
 
 import hashlib
 import json
@@ -36,8 +36,8 @@ from facevae.storage.tensors import DIGEST_LENGTH, METADATA, read_tensors, write
 from facevae.train import resume
 from facevae.train.resume import ResumeFile
 
-HEADROOM = 2**28  # bytes that reading a file of some kilobytes may take beyond what the process has
-PATIENCE = 30  # seconds: far more than any of these files should cost
+HEADROOM = 2**28  # bytes of memory that reading a file of some kilobytes may add
+PATIENCE = 30  # seconds: far more than any of these files should take
 TEXTS = ["", "NaN", "Infinity", "null", "2,2", "[" * 10**5, '{"a":' * 10**5, "9" * 10**4]
 LARGE = st.integers(-(10**9), 10**30)
 few = settings(max_examples=40, deadline=None, derandomize=True, database=None, phases=[Phase.generate])  # no shrinking
@@ -49,7 +49,7 @@ def lose_patience(*_: object) -> None:
 
 @contextmanager
 def limits() -> Iterator[None]:
-    """Memory and time, beyond which a forged file would have done its harm."""
+    """Limit memory and time: a forged file must not use more."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + HEADROOM, before[1]))
     signal.signal(signal.SIGALRM, lose_patience)
@@ -63,13 +63,13 @@ def limits() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Reader:
-    """A whole file, and what to read it by: `load` gives its content in a form that can be compared."""
+    """A valid file and its reader: `load` returns the content in a form that can be compared."""
 
     path: Path
     load: Callable[[Path], object]
 
-    def is_refused_or_loads(self, content: bytes) -> object:
-        """What a file of this content holds; None where it is refused, as it should be without any harm."""
+    def load_or_refuse(self, content: bytes) -> object:
+        """What `load` makes of a file with this content, or None if it is refused within the limits."""
         target = self.path.with_name("damaged")
         target.write_bytes(content)
         try:
@@ -109,7 +109,7 @@ def load_progress(path: Path) -> object:
     file.path = path
     progress = file.load()
     if progress is None:
-        raise UserError("it starts over")
+        raise UserError("training starts over")
     return progress.rows, comparable(progress.tensors)
 
 
@@ -121,7 +121,7 @@ def some_priors() -> FittedPriors:
 
 @pytest.fixture(scope="module")
 def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
-    """A small whole file of each kind."""
+    """A small valid file of each kind."""
     folder = tmp_path_factory.mktemp("files")
     torch.manual_seed(0)
     params = small_params(model__residual_blocks=1, model__normalization="batch")
@@ -142,13 +142,13 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
     rows = [{"epoch": 1.0, "train_loss": float("inf")}]
     write_tensors(files["progress"].path, {"best.weight": torch.ones(3)}, resume.ResumeHeader(rows=rows))
     for file in files.values():
-        assert file.is_refused_or_loads(file.path.read_bytes()) == file.load(file.path)
+        assert file.load_or_refuse(file.path.read_bytes()) == file.load(file.path)
     return files
 
 
 @pytest.fixture(autouse=True)
 def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of files need not survive a power cut."""
+    """Save time: these files need not survive a power cut."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
@@ -157,7 +157,7 @@ KINDS = ["checkpoint", "classifier", "priors", "directions", "progress"]
 
 @st.composite
 def damage(draw: st.DrawFn) -> Callable[[bytes], bytes]:
-    """A few changes of bytes, most of them near the front, where the header is."""
+    """A few byte edits, most of them near the start, where the header is."""
     edits = draw(st.lists(st.tuples(st.sampled_from("fcixl"), st.floats(0, 1), st.binary(max_size=9)), min_size=1))
 
     def apply(content: bytes) -> bytes:
@@ -179,19 +179,19 @@ def damage(draw: st.DrawFn) -> Callable[[bytes], bytes]:
 @few
 @given(damage())
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_file_is_refused_or_is_the_same(
+def test_a_damaged_file_is_refused_or_unchanged(
     readers: dict[str, Reader], kind: str, damage: Callable[[bytes], bytes]
 ) -> None:
     reader = readers[kind]
-    assert reader.is_refused_or_loads(damage(reader.path.read_bytes())) in (None, reader.load(reader.path))
+    assert reader.load_or_refuse(damage(reader.path.read_bytes())) in (None, reader.load(reader.path))
 
 
 class Anything(BaseModel):
-    """Whatever a header holds."""
+    """Any header."""
 
 
 class Text(BaseModel):
-    """A header that is any text, which gets a digest like any other."""
+    """A header of any text, which gets a valid digest."""
 
     text: str
 
@@ -200,14 +200,14 @@ class Text(BaseModel):
 
 
 def forged(reader: Reader, tensors: Mapping[str, Tensor], text: str) -> bytes:
-    """A file of these tensors with this text as its header, and a digest that is right."""
+    """A file with these tensors, this header text and a valid digest."""
     path = reader.path.with_name("forged")
     write_tensors(path, dict(tensors), Text(text=text))
     return path.read_bytes()
 
 
 def stored(reader: Reader) -> tuple[dict[str, Tensor], str]:
-    """The tensors and the header's text of a whole file."""
+    """The tensors and the header text of a valid file."""
     content = reader.path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     text = json.loads(content[8 : 8 + length])["__metadata__"][METADATA][DIGEST_LENGTH:]
@@ -217,10 +217,8 @@ def stored(reader: Reader) -> tuple[dict[str, Tensor], str]:
 @few
 @given(st.data())
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_forged_header_is_refused_or_read_without_harm(
-    readers: dict[str, Reader], kind: str, data: st.DataObject
-) -> None:
-    """A number in the header is any other, as large as one likes, or a piece of the text is something else."""
+def test_a_forged_header_does_no_harm(readers: dict[str, Reader], kind: str, data: st.DataObject) -> None:
+    """Replace a number in the header by any other, or a piece of its text by something else."""
     reader = readers[kind]
     tensors, text = stored(reader)
     spans = [match.span() for match in re.finditer(r"(?<=[:\[,])-?[\d.]+(?=[,\]}])", text)]
@@ -231,14 +229,14 @@ def test_a_forged_header_is_refused_or_read_without_harm(
         start = data.draw(st.integers(0, len(text)))
         stop = data.draw(st.integers(start, len(text)))
         new = data.draw(st.sampled_from(TEXTS) | st.text(max_size=9))
-    reader.is_refused_or_loads(forged(reader, tensors, text[:start] + new + text[stop:]))
+    reader.load_or_refuse(forged(reader, tensors, text[:start] + new + text[stop:]))
 
 
 FORGERIES: dict[str, Callable[[Tensor], Tensor | None]] = {
     "missing": lambda _: None,
     "another type": lambda tensor: tensor.to(torch.complex64),
-    "a half of the precision": lambda tensor: tensor.half(),
-    "no shape": lambda tensor: tensor.flatten()[:1].reshape(()),
+    "half precision": lambda tensor: tensor.half(),
+    "a scalar": lambda tensor: tensor.flatten()[:1].reshape(()),
     "another rank": lambda tensor: tensor[None],
     "huge and empty": lambda tensor: tensor.new_empty(0, 10**9, 10**9),
     "huge in one dimension": lambda tensor: tensor.new_empty(10**9, 0),
@@ -258,13 +256,13 @@ def test_a_forged_tensor_is_refused(
         left = {key: value for key, value in changed.items() if value is not None}
         path = reader.path.with_name("damaged")
         path.write_bytes(forged(reader, left, text))
-        with limits(), pytest.raises(UserError, match="of this version of facevae"):
+        with limits(), pytest.raises(UserError, match="this version of facevae"):
             reader.load(path)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of a small prepared set, whose test split is empty."""
+    """The files of a small prepared set with an empty test split."""
     folder = tmp_path_factory.mktemp("prepared")
     arrays = {}
     for split, number in zip(SPLITS, (4, 2, 0), strict=True):
@@ -290,7 +288,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def read_set(folder: Path, files: Mapping[str, bytes]) -> object:
-    """All that a prepared set of these files holds; None where it is refused."""
+    """The content of a prepared set with these files, or None if it is refused."""
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -309,7 +307,7 @@ FILES = [MANIFEST, ATTRIBUTES, "train.npy", "test.npy"]
 @few
 @given(damage())
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_set_is_refused_or_is_the_same(
+def test_a_damaged_prepared_set_is_refused_or_unchanged(
     whole: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, name: str, damage: Callable[[bytes], bytes]
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "damaged-set"
@@ -367,7 +365,7 @@ def test_a_forged_array_is_refused(whole: dict[str, bytes], tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", [MANIFEST, ATTRIBUTES, "train.npy"])
-def test_a_set_that_lacks_a_file_is_refused(whole: dict[str, bytes], tmp_path: Path, name: str) -> None:
+def test_a_prepared_set_without_a_file_is_refused(whole: dict[str, bytes], tmp_path: Path, name: str) -> None:
     read_set(tmp_path / "set", whole)
     (tmp_path / "set" / name).unlink()
     with pytest.raises(UserError, match=name):

@@ -46,7 +46,7 @@ def prepared(write_images: Callable[..., Path], tmp_path: Path) -> PreparedSet:
 
 
 def results_of(prepared: PreparedSet, params: Params) -> Results:
-    """Those of a model that was not trained."""
+    """Results of an untrained model."""
     torch.manual_seed(0)
     model = VAE(params.model, 8, 3).eval()
     header = CheckpointHeader(
@@ -70,7 +70,7 @@ def render(folder: Path, prepared: PreparedSet, params: Params) -> list[Path]:
 
 
 @pytest.mark.parametrize(("latent_dim", "attributes"), [(2, []), (5, ["Odd"])])
-def test_every_figure_is_rendered_the_same_twice(
+def test_every_figure_has_the_same_bytes_twice(
     prepared: PreparedSet, tmp_path: Path, latent_dim: int, attributes: list[str]
 ) -> None:
     params = small_params(
@@ -86,7 +86,7 @@ def test_every_figure_is_rendered_the_same_twice(
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_the_figures_show_what_they_say(
+def test_figures_show_the_images_they_name(
     prepared: PreparedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: SplitName
 ) -> None:
     shown: dict[str, NDArray[np.uint8]] = {}
@@ -124,7 +124,7 @@ def test_the_figures_show_what_they_say(
     assert list(coloured_by[0]) == [0 if odd else -1 for odd in prepared.attributes(split)["Odd"]]
 
 
-def test_where_no_edit_was_judged_the_figures_say_so(
+def test_figures_say_if_no_edit_was_judged(
     prepared: PreparedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: dict[str, str] = {}
@@ -133,20 +133,23 @@ def test_where_no_edit_was_judged_the_figures_say_so(
     results = dataclasses.replace(results_of(prepared, params), edits=EDITS[:0], leakage=LEAKAGE[:0])
     render_all(tmp_path, results, params.figures, seed=0)
     assert notes.keys() == {"strengths", "leakage"}
-    assert all("no reconstruction shows any of evaluate.attributes" in text for text in notes.values())
+    assert all("no reconstruction correctly for evaluate.attributes" in text for text in notes.values())
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"figures__attributes": ["Even"]}, "figures.attributes: 'Even' is no attribute of this set; there are Odd"),
+        (
+            {"figures__attributes": ["Even"]},
+            "figures.attributes: 'Even' is not an attribute of this data set. Known attributes: Odd",
+        ),
         (
             {"figures__attributes": ["Odd"], "figures__latent_map_attributes": ["Old"]},
-            "figures.latent_map_attributes: 'Old' is no attribute of this set; there are Even, Odd",
+            "figures.latent_map_attributes: 'Old' is not an attribute of this data set. Known attributes: Even, Odd",
         ),
     ],
 )
-def test_an_unknown_attribute_is_told_by_its_key(
+def test_unknown_attribute_names_the_key(
     prepared: PreparedSet, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError) as error:

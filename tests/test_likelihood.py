@@ -22,7 +22,7 @@ LATENT = 2
 
 
 class LinearVAE(nn.Module):
-    """x = W z + 1/2 + noise: its posterior and its likelihood are known; `widening` makes the posterior too wide."""
+    """x = W z + 1/2 + noise has a known posterior and likelihood; `widening` makes the posterior too wide."""
 
     def __init__(self, widening: float = 1.0) -> None:
         super().__init__()
@@ -39,14 +39,14 @@ class LinearVAE(nn.Module):
         return (latent @ self.weight.T + 0.5).view(-1, 1, SIZE, SIZE)
 
     def exact(self, images: Tensor) -> float:
-        """log P of the levels of 8-bit pixels, the density being all but constant over a level."""
+        """log P of 8-bit pixels, for a density that hardly changes over a level."""
         covariance = self.weight @ self.weight.T + SIGMA**2 * torch.eye(SIZE**2)
         density = MultivariateNormal(torch.full((SIZE**2,), 0.5), covariance).log_prob(images.flatten(1))
         return float((density + SIZE**2 * math.log(objective.LEVEL_WIDTH)).mean().detach())
 
 
 def bounds(model: Any, num_importance_samples: int) -> tuple[float, float, float]:
-    """ELBO, importance-weighted bound and exact log-likelihood of images of the linear model."""
+    """ELBO, importance-weighted bound and exact log-likelihood of images drawn from the linear model."""
     with torch.no_grad():
         clean = model.decode(torch.randn(40, LATENT, generator=torch.Generator().manual_seed(1)))
     noisy = clean + SIGMA * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
@@ -70,13 +70,13 @@ def bounds(model: Any, num_importance_samples: int) -> tuple[float, float, float
     return row["elbo_nats"], row["importance_weighted_nats"], exact
 
 
-def test_the_bounds_of_a_linear_gaussian_model_reach_its_exact_likelihood() -> None:
+def test_bounds_reach_the_exact_likelihood_of_a_linear_model() -> None:
     elbo, weighted, exact = bounds(LinearVAE(), num_importance_samples=300)
     assert elbo < weighted
     assert weighted == pytest.approx(exact, abs=0.05)
 
 
-def test_the_importance_weighted_bound_makes_up_for_a_posterior_that_is_too_wide() -> None:
+def test_importance_weights_correct_a_too_wide_posterior() -> None:
     elbo, weighted, exact = bounds(LinearVAE(widening=9.0), num_importance_samples=1000)
     assert elbo < exact - 3
     assert weighted == pytest.approx(exact, abs=0.2)
@@ -85,7 +85,7 @@ def test_the_importance_weighted_bound_makes_up_for_a_posterior_that_is_too_wide
 
 
 @pytest.mark.parametrize("likelihood", ["squared_error", "gaussian", "bernoulli"])
-def test_one_sample_gives_the_elbo_and_batches_do_not_matter(likelihood: Any) -> None:
+def test_one_sample_gives_the_elbo_for_any_batch_size(likelihood: Any) -> None:
     images = disc_images(11)
     if likelihood == "bernoulli":
         images = np.where(images > 99, np.uint8(255), np.uint8(0))
@@ -121,7 +121,7 @@ def test_one_sample_gives_the_elbo_and_batches_do_not_matter(likelihood: Any) ->
     assert first["elbo_nats"][0] == pytest.approx(float((log_ratio - nats).mean()), rel=1e-5)
 
 
-def test_the_calibrated_sigma_is_the_most_likely_one() -> None:
+def test_calibrated_sigma_maximises_the_likelihood() -> None:
     images, reconstruction = torch.rand(9, 3, 4, 4), torch.rand(9, 3, 4, 4)
     best = calibrated_log_sigma(float(objective.squared_error(reconstruction, images).mean()), 48)
     nats = [float(objective.gaussian_nats(reconstruction, images, best + step).mean()) for step in (-0.05, 0, 0.05)]
@@ -129,7 +129,7 @@ def test_the_calibrated_sigma_is_the_most_likely_one() -> None:
     assert float(calibrated_log_sigma(1e-12, 48)) == objective.LOG_SIGMA_FLOOR
 
 
-def test_each_prior_has_a_bound_of_its_own() -> None:
+def test_each_prior_has_its_own_bound() -> None:
     images = disc_images(11)
     torch.manual_seed(0)
     model = VAE(small_params().model, 8, 3).eval()

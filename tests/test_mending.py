@@ -60,6 +60,7 @@ def test_an_empty_list_of_running_processes_is_removed_and_another_is_not(folder
     assert not (folder / RUNNING).exists()
 
 
+@pytest.mark.slow
 def test_dvc_starts_again_wherever_its_lock_was_cut(copy: Path) -> None:
     """DVC itself is asked where a cut leaves a path without a value, and our reading elsewhere."""
     whole = (copy / LOCK).read_bytes()

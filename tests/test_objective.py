@@ -13,7 +13,7 @@ IMAGES = torch.rand(5, 3, 4, 4, generator=GENERATOR)
 RECONSTRUCTION = torch.rand(5, 3, 4, 4, generator=GENERATOR) * 0.98 + 0.01
 
 
-def test_kl_is_that_of_torch_distributions() -> None:
+def test_kl_matches_torch_distributions() -> None:
     mean, log_variance = torch.randn(5, 7, generator=GENERATOR), torch.randn(5, 7, generator=GENERATOR)
     expected = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0))
     posterior = Posterior(mean, log_variance)
@@ -26,13 +26,13 @@ def test_kl_of_the_prior_is_zero() -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0])
-def test_gaussian_is_that_of_torch_distributions(sigma: float) -> None:
+def test_gaussian_matches_torch_distributions(sigma: float) -> None:
     expected = -Independent(Normal(RECONSTRUCTION, sigma), 3).log_prob(IMAGES)
     found = objective.gaussian_nats(RECONSTRUCTION, IMAGES, torch.tensor(math.log(sigma)))
     torch.testing.assert_close(found, expected)
 
 
-def test_bernoulli_is_that_of_torch_distributions() -> None:
+def test_bernoulli_matches_torch_distributions() -> None:
     binary = (IMAGES >= 0.5).float()
     expected = -Independent(Bernoulli(RECONSTRUCTION), 3).log_prob(binary)
     torch.testing.assert_close(objective.bernoulli_nats(RECONSTRUCTION, binary), expected)
@@ -40,7 +40,7 @@ def test_bernoulli_is_that_of_torch_distributions() -> None:
     torch.testing.assert_close(term, expected)
 
 
-def test_squared_error_is_a_gaussian_of_variance_one_half_less_its_constant() -> None:
+def test_squared_error_is_a_gaussian_without_its_constant() -> None:
     gaussian = -Independent(Normal(RECONSTRUCTION, math.sqrt(0.5)), 3).log_prob(IMAGES)
     term = objective.reconstruction_term("squared_error", RECONSTRUCTION, IMAGES, torch.tensor(0.0))
     torch.testing.assert_close(term, gaussian - 48 * 0.5 * math.log(math.pi))
@@ -51,16 +51,14 @@ def test_squared_error_is_a_gaussian_of_variance_one_half_less_its_constant() ->
     ("likelihood", "distribution"),
     [("gaussian", Normal(RECONSTRUCTION, 0.3)), ("bernoulli", Bernoulli(RECONSTRUCTION))],
 )
-def test_what_training_minimises_is_of_the_likelihood_that_is_asked_for(
-    likelihood: Likelihood, distribution: Distribution
-) -> None:
+def test_reconstruction_term_follows_the_likelihood(likelihood: Likelihood, distribution: Distribution) -> None:
     binary = (IMAGES >= 0.5).float()
     term = objective.reconstruction_term(likelihood, RECONSTRUCTION, binary, torch.tensor(math.log(0.3)))
     torch.testing.assert_close(term, -Independent(distribution, 3).log_prob(binary))
 
 
 @pytest.mark.parametrize("sigma", [math.exp(objective.LOG_SIGMA_FLOOR), 0.03, 0.5])
-def test_discrete_nats_are_the_mean_over_a_level_less_the_log_of_its_width(sigma: float) -> None:
+def test_discrete_nats_match_the_mean_density_over_a_level(sigma: float) -> None:
     levels = (IMAGES.double() * 255).round() / 255
     reconstruction = levels + 0.5 * sigma
     offsets = ((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000 - 0.5) / 255
@@ -72,8 +70,8 @@ def test_discrete_nats_are_the_mean_over_a_level_less_the_log_of_its_width(sigma
 
 
 @pytest.mark.parametrize(("sigma", "slack"), [(0.03, 0.02), (0.1, 0.002), (math.sqrt(0.5), 1e-4)])
-def test_discrete_nats_bound_the_probability_of_a_level_from_above(sigma: float, slack: float) -> None:
-    """The exact probability is the difference of the distribution function at the ends of a level."""
+def test_discrete_nats_bound_the_exact_nats_from_above(sigma: float, slack: float) -> None:
+    """The exact probability of a level is the difference of the cumulative distribution at its ends."""
     levels = (IMAGES.double() * 255).round() / 255
     noise = torch.randn(levels.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     reconstruction = levels + sigma * noise
@@ -85,8 +83,8 @@ def test_discrete_nats_bound_the_probability_of_a_level_from_above(sigma: float,
     assert (found - exact < 48 * slack).all()
 
 
-def test_the_bound_of_a_linear_gaussian_model_is_tight_at_its_true_posterior() -> None:
-    """x = w z + noise has a known likelihood, and reconstruction + KL averaged over the posterior must equal it."""
+def test_elbo_of_a_linear_model_is_tight_at_its_posterior() -> None:
+    """x = w z + noise has a known likelihood; reconstruction + KL at the exact posterior must equal it."""
     variance, weight = 0.09, torch.linspace(-1, 1, 48)
     precision = 1 + weight.square().sum() / variance
     image = IMAGES[:1]

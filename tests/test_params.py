@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_celeba_preset_is_the_documented_original() -> None:
     assert (params.data.validation_fraction, params.data.test_fraction) == (0.2, 0.0)
 
 
-def test_the_other_presets_are_the_originals_too() -> None:
+def test_the_other_original_presets_keep_their_settings() -> None:
     script, mnist = (load_params(ROOT / "presets" / f"{name}.yaml") for name in ("celeba-script", "mnist"))
     assert script.model.channels == (128, 256, 256, 256, 256, 256)
     assert script.model.strides == (1, 2, 2, 2, 2, 1)
@@ -37,7 +38,7 @@ def test_the_other_presets_are_the_originals_too() -> None:
     assert (mnist.train.batch_size, mnist.train.learning_rate, mnist.train.epochs) == (64, 0.0005, 200)
 
 
-def test_all_bad_keys_are_told_at_once() -> None:
+def test_all_bad_keys_are_listed_at_once() -> None:
     tree = small_tree(train__epochs="abc", data__source="x", seed=None)
     del tree["model"]["dropout"]
     with pytest.raises(UserError) as error:
@@ -57,3 +58,11 @@ def test_every_key_is_required(key: str) -> None:
     del section[name]
     with pytest.raises(UserError, match=rf"{key}: missing"):
         parse_params(tree, "params.yaml")
+
+
+def test_the_documentation_lists_every_key() -> None:
+    sections = re.split("^## ", (ROOT / "docs" / "parameters.md").read_text(), flags=re.MULTILINE)
+    listed = {section.partition("\n")[0]: re.findall(r"^\| `(\w+)` ", section, re.MULTILINE) for section in sections}
+    for name, keys in small_tree().items():
+        if isinstance(keys, dict):
+            assert sorted(listed[name]) == sorted(keys)

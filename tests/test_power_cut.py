@@ -1,4 +1,4 @@
-"""The trial of power cuts is itself on trial: it may empty what no program has put on the disk, and nothing else."""
+"""Test the simulated power cut: it may empty only files that no program has synced to disk."""
 
 import os
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 from power_cut import PowerCut
 
 
-def test_what_is_new_and_not_on_the_disk_is_found_empty(tmp_path: Path) -> None:
+def test_a_power_cut_empties_only_unsynced_files(tmp_path: Path) -> None:
     root, trace = tmp_path / "root", tmp_path / "trace.log"
     for folder in (root / "data.partial", root / ".git", root / ".dvc/tmp"):
         folder.mkdir(parents=True)

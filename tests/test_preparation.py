@@ -27,7 +27,7 @@ PIXELS = disc_images(200)
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks for the few small images of these tests."""
+    """Make several chunks of the few small images of these tests."""
     monkeypatch.setattr(preparation, "CHUNK_BYTES", 30 * PIXELS[0].nbytes)
 
 
@@ -49,7 +49,7 @@ def read_until_a_crash(position: int) -> Image.Image:
 
 def read_until_a_kill(position: int) -> Image.Image:
     if position == 150:
-        os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory runs out
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
     return read_disc(position)
 
 
@@ -63,7 +63,7 @@ def data_params(**changes: object) -> DataParams:
     return small_params(data__source="folder", **{f"data__{key}": value for key, value in changes.items()}).data
 
 
-def test_the_prepared_set_holds_each_image_once_with_its_attributes(tmp_path: Path) -> None:
+def test_each_image_is_prepared_once_with_its_attributes(tmp_path: Path) -> None:
     manifest = prepare(disc_source(), data_params(), seed=1, target=tmp_path / "prepared")
     prepared = PreparedSet(tmp_path / "prepared")
     assert manifest.num_images == {"train": 120, "validation": 40, "test": 40}
@@ -78,7 +78,7 @@ def test_the_prepared_set_holds_each_image_once_with_its_attributes(tmp_path: Pa
     assert sorted(seen) == list(range(200))
 
 
-def test_the_split_depends_on_the_seed_alone(tmp_path: Path) -> None:
+def test_the_random_split_depends_only_on_the_seed(tmp_path: Path) -> None:
     first = prepare(disc_source(), data_params(), seed=1, target=tmp_path / "first")
     again = prepare(disc_source(), data_params(), seed=1, target=tmp_path / "again")
     other = prepare(disc_source(), data_params(), seed=2, target=tmp_path / "other")
@@ -88,20 +88,20 @@ def test_the_split_depends_on_the_seed_alone(tmp_path: Path) -> None:
     assert first.digest != other.digest
 
 
-def test_the_official_partition_is_followed(tmp_path: Path) -> None:
+def test_the_official_split_is_followed(tmp_path: Path) -> None:
     partition = ["test"] * 20 + ["train"] * 150 + ["validation"] * 30
     params = small_params(data__source="celeba", data__split="official").data
     prepare(disc_source(partition=partition), params, seed=0, target=tmp_path / "prepared")
     assert np.array_equal(PreparedSet(tmp_path / "prepared").images("test"), PIXELS[:20])
 
 
-def test_grey_images_of_another_size(tmp_path: Path) -> None:
+def test_images_become_grey_and_are_resized(tmp_path: Path) -> None:
     params = data_params(image_size=16, channels=1, crop=4)
     prepare(disc_source(), params, seed=0, target=tmp_path / "prepared")
     assert PreparedSet(tmp_path / "prepared").images("train").shape == (120, 16, 16, 1)
 
 
-def test_bad_images_fail_the_stage_and_all_are_listed(tmp_path: Path) -> None:
+def test_bad_images_fail_the_stage_and_are_listed(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         prepare(disc_source(read_disc_or_fail), data_params(), seed=0, target=tmp_path / "prepared")
     assert "4 of 200 images under data/raw cannot be used" in str(error.value)
@@ -110,7 +110,7 @@ def test_bad_images_fail_the_stage_and_all_are_listed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_images_are_skipped_and_listed_in_the_manifest(tmp_path: Path) -> None:
+def test_skipped_images_are_listed_in_the_manifest(tmp_path: Path) -> None:
     params = data_params(on_bad_image="skip")
     manifest = prepare(disc_source(read_disc_or_fail), params, seed=1, target=tmp_path / "prepared")
     assert [bad.name for bad in manifest.bad_images] == ["disc-3", "disc-53", "disc-103", "disc-153"]
@@ -124,7 +124,7 @@ def test_bad_images_are_skipped_and_listed_in_the_manifest(tmp_path: Path) -> No
         assert np.array_equal(prepared.images(split), expected)
 
 
-def test_a_truncated_file_in_a_folder_is_told_by_its_name(write_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_truncated_file_is_reported_by_name(write_images: Callable[..., Path], tmp_path: Path) -> None:
     root = write_images([f"{i}.jpg" for i in range(10)])
     (root / "4.jpg").write_bytes((root / "4.jpg").read_bytes()[:-200])
     params = data_params(root=str(root))
@@ -132,7 +132,7 @@ def test_a_truncated_file_in_a_folder_is_told_by_its_name(write_images: Callable
         prepare(open_folder(root, None), params, seed=0, target=tmp_path / "prepared")
 
 
-def test_a_truncated_file_in_a_folder_is_skipped_where_asked(write_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_truncated_file_is_skipped_on_request(write_images: Callable[..., Path], tmp_path: Path) -> None:
     root = write_images([f"{i}.jpg" for i in range(10)])
     (root / "4.jpg").write_bytes((root / "4.jpg").read_bytes()[:-200])
     params = data_params(root=str(root), on_bad_image="skip")
@@ -141,7 +141,7 @@ def test_a_truncated_file_in_a_folder_is_skipped_where_asked(write_images: Calla
     assert sum(manifest.num_images.values()) == 9
 
 
-def test_a_crash_leaves_what_was_there_before(tmp_path: Path) -> None:
+def test_a_crash_leaves_the_former_set(tmp_path: Path) -> None:
     target = tmp_path / "prepared"
     prepare(disc_source(), data_params(), seed=1, target=target)
     before = {path.name: path.read_bytes() for path in target.iterdir()}
@@ -151,14 +151,14 @@ def test_a_crash_leaves_what_was_there_before(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a process that reads images was killed, most likely since memory ran out"):
+def test_a_killed_decoding_process_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a process that decodes images was killed, most likely because memory ran out"):
         prepare(disc_source(read_until_a_kill), data_params(), seed=1, target=tmp_path / "prepared")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "status", "said"), [("INT", 130, "interrupted\n"), ("KILL", -signal.SIGKILL, "")])
-def test_of_a_prepare_that_is_stopped_no_process_stays(tmp_path: Path, number: str, status: int, said: str) -> None:
+@pytest.mark.parametrize(("number", "status", "output"), [("INT", 130, "interrupted\n"), ("KILL", -signal.SIGKILL, "")])
+def test_a_stopped_prepare_leaves_no_process(tmp_path: Path, number: str, status: int, output: str) -> None:
     script = f"""
 import os, signal, sys, time
 from pathlib import Path
@@ -167,7 +167,7 @@ from facevae.errors import reported_errors
 from facevae.config.schema import DataParams
 from facevae.data.preparation import prepare
 from facevae.data.sources.source import Source
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has its children ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
 def read(position):
     print(os.getpid(), flush=True)
     time.sleep(600)
@@ -184,23 +184,21 @@ with reported_errors():
         text=True,
     )
     assert process.stdout is not None
-    process.stdout.readline()  # one of them is at work, so that all are there
+    process.stdout.readline()  # once one process is reading, all have started
     readers = psutil.Process(process.pid).children(recursive=True)
     assert len(readers) >= (os.cpu_count() or 1)
     if number == "INT":
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
     else:
         process.kill()
     _, alive = psutil.wait_procs(readers, timeout=30)
-    if alive:  # they would hold the pipes open
+    if alive:  # they would keep the pipes open
         os.killpg(process.pid, signal.SIGKILL)
     assert alive == []
-    assert (process.communicate(timeout=30)[1], process.returncode) == (said, status)
+    assert (process.communicate(timeout=30)[1], process.returncode) == (output, status)
 
 
-def test_the_folder_gets_its_name_when_all_of_it_is_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_is_renamed_after_all_files_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     fsync, rename = os.fsync, Path.rename
 
@@ -221,7 +219,7 @@ def test_the_folder_gets_its_name_when_all_of_it_is_on_the_disk(
     assert synced[moment - 1 :] == ["prepared.partial", "prepared.partial to prepared", tmp_path.name]
 
 
-def test_what_a_killed_prepare_left_is_no_prepared_set(tmp_path: Path) -> None:
+def test_a_partial_folder_is_not_a_prepared_set(tmp_path: Path) -> None:
     partial = tmp_path / "prepared.partial"
     partial.mkdir()
     (partial / "train.npy").write_bytes(b"half")
@@ -235,7 +233,7 @@ def test_what_a_killed_prepare_left_is_no_prepared_set(tmp_path: Path) -> None:
     ("changes", "split"), [({"validation_fraction": 0.001}, "validation"), ({"test_fraction": 0.002}, "test")]
 )
 def test_a_split_that_would_be_empty_is_refused(changes: dict[str, float], split: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"leave no {split} image"):
+    with pytest.raises(UserError, match=f"leave no {split} images"):
         prepare(disc_source(), data_params(**changes), seed=0, target=tmp_path / "prepared")
 
 
@@ -286,7 +284,7 @@ def read_everything(folder: Path) -> None:
     "damage",
     [damage_manifest, cut_array, replace_array, empty_array, break_header, drop_row, rename_column, drop_names],
 )
-def test_a_damaged_prepared_set_is_not_read(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_prepared_set_is_refused(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     prepare(disc_source(), data_params(), seed=1, target=tmp_path / "prepared")
     damage(tmp_path / "prepared")
     with pytest.raises(UserError, match="run `dvc repro --force prepare`"):

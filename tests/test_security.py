@@ -356,6 +356,7 @@ def status_for(port: int, host: str) -> int:
         return connection.getresponse().status
 
 
+@pytest.mark.slow
 def test_the_pages_are_for_this_machine_alone(ui: tuple[psutil.Process, int], tmp_path: Path) -> None:
     process, port = ui
     deadline = time.monotonic() + 180

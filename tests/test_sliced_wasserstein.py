@@ -21,13 +21,13 @@ def blurred(images: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
     return gaussian_filter(images, (0, sigma, sigma, 0))  # type: ignore[no-any-return]
 
 
-def test_a_set_lies_at_no_distance_from_itself() -> None:
+def test_set_has_distance_zero_to_itself() -> None:
     images = disc_images(60, 32)
     assert sliced_wasserstein_distance(images, images, seed=0).levels == {32: 0, 16: 0}
     assert sliced_wasserstein_distance(images, np.repeat(images, 2, axis=0), seed=0).mean == 0
 
 
-def test_the_sliced_wasserstein_distance_is_symmetric_and_fixed_by_its_seed() -> None:
+def test_distance_is_symmetric_and_fixed_by_its_seed() -> None:
     images, samples = disc_images(60), NOISE[:40]
     distance = sliced_wasserstein_distance(images, samples, seed=0).mean
     torch.rand(1)
@@ -36,7 +36,7 @@ def test_the_sliced_wasserstein_distance_is_symmetric_and_fixed_by_its_seed() ->
     assert sliced_wasserstein_distance(images, samples, seed=1).mean == pytest.approx(distance, rel=0.1)
 
 
-def test_the_sliced_wasserstein_distance_falls_as_the_blur_shrinks() -> None:
+def test_distance_falls_with_the_blur() -> None:
     images = disc_images(100, 32)
     distances = [
         sliced_wasserstein_distance(images, blurred(disc_images(100, 32, seed=1), sigma), seed=0).mean
@@ -52,7 +52,7 @@ def test_brightness_and_contrast_do_not_count() -> None:
     assert sliced_wasserstein_distance(images // 2 + 20, disc_images(60, 32), seed=0).mean < 10
 
 
-def test_the_brightness_and_contrast_of_a_single_channel_do_not_count() -> None:
+def test_brightness_and_contrast_of_one_channel_do_not_count() -> None:
     images = disc_images(60, 32) // 2 * 2
     tinted = images.copy()
     tinted[..., 0] = images[..., 0] // 2
@@ -60,7 +60,7 @@ def test_the_brightness_and_contrast_of_a_single_channel_do_not_count() -> None:
     assert sliced_wasserstein_distance(images, tinted, seed=0).mean < 0.01
 
 
-def test_the_distance_shows_at_the_level_on_which_the_images_differ() -> None:
+def test_distance_appears_at_the_level_that_differs() -> None:
     generator = np.random.default_rng(0)
     slope = np.linspace(-60, 60, 32)[:, None, None]
     tilted = 128 + generator.choice([-1, 1], (100, 1, 1, 1)) * slope
@@ -79,7 +79,7 @@ def test_the_distance_shows_at_the_level_on_which_the_images_differ() -> None:
 
 @pytest.mark.parametrize(("size", "levels"), [(8, [8]), (28, [28]), (31, [31, 16]), (64, [64, 32, 16])])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_levels_end_at_16_pixels(size: int, levels: list[int], channels: int) -> None:
+def test_levels_end_at_16_pixels(size: int, levels: list[int], channels: int) -> None:
     images, samples = disc_images(11, size, channels), disc_images(7, size, channels, seed=1)
     found = sliced_wasserstein_distance(images, samples, seed=0)
     assert list(found.levels) == levels
@@ -87,18 +87,18 @@ def test_the_levels_end_at_16_pixels(size: int, levels: list[int], channels: int
     assert found.mean == pytest.approx(np.mean(list(found.levels.values())))
 
 
-def test_flat_images_are_at_a_distance_too() -> None:
+def test_flat_images_have_finite_distances() -> None:
     flat = np.full_like(disc_images(20, 32), 77)
     assert sliced_wasserstein_distance(flat, flat // 2, seed=0).mean < 50
     assert 100 < sliced_wasserstein_distance(flat, disc_images(20, 32), seed=0).mean < 2000
 
 
 def test_images_of_another_size_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"images are \(8, 8, 3\) and samples \(16, 16, 3\)"):
+    with pytest.raises(ValueError, match=r"images are \(8, 8, 3\), samples \(16, 16, 3\)"):
         sliced_wasserstein_distance(NOISE, disc_images(5, 16), seed=0)
 
 
-def test_the_distance_on_a_line_is_that_of_scipy() -> None:
+def test_distance_on_a_line_matches_scipy() -> None:
     generator = np.random.default_rng(0)
     a, b = generator.normal(size=(3, 50)), generator.exponential(size=(3, 50))
     expected = np.mean([wasserstein_distance(x, y) for x, y in zip(a, b, strict=True)])
@@ -106,7 +106,7 @@ def test_the_distance_on_a_line_is_that_of_scipy() -> None:
 
 
 @pytest.mark.parametrize("size", [16, 17])
-def test_the_laplacian_pyramid_is_made_by_the_binomial_filter(size: int) -> None:
+def test_laplacian_pyramid_matches_scipy_filters(size: int) -> None:
     images = np.random.default_rng(0).random((2, 3, size, size))
     window = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1])[None, None] / 256
     coarse = convolve(images, window, mode="mirror")[..., ::2, ::2]

@@ -16,8 +16,8 @@ from conftest import ROOT, shared_data, small_params, small_tree
 from facevae.data.prepared import PreparedSet
 from facevae.data.sources import mnist
 from facevae.data.sources.avatars import open_avatars
-from facevae.data.sources.by_name import open_source
 from facevae.data.sources.celeba import open_celeba
+from facevae.data.sources.dispatch import open_source
 from facevae.data.sources.folder import open_folder
 from facevae.data.sources.mnist import open_mnist
 from facevae.errors import UserError
@@ -37,13 +37,13 @@ def celeba(write_images: WriteImages) -> Path:
 # avatars
 
 
-def test_each_attribute_of_the_avatars_is_neither_rare_nor_common() -> None:
+def test_avatar_attributes_are_neither_rare_nor_common() -> None:
     frequencies = open_avatars(2000, 64, seed=3).attributes.mean()
     assert len(frequencies) >= 13
     assert frequencies.between(0.10, 0.60).all(), frequencies
 
 
-def test_an_avatar_does_not_depend_on_how_many_are_drawn() -> None:
+def test_an_avatar_does_not_depend_on_the_number_of_avatars() -> None:
     few, many = open_avatars(5, 32, seed=1), open_avatars(50, 32, seed=1)
     pd.testing.assert_frame_equal(few.attributes, many.attributes[:5])
     assert few.read(4).tobytes() == many.read(4).tobytes()
@@ -52,7 +52,7 @@ def test_an_avatar_does_not_depend_on_how_many_are_drawn() -> None:
 
 
 @pytest.mark.parametrize("attribute", ["Eyeglasses", "Smiling", "Wearing_Hat", "Mustache", "Bald"])
-def test_an_attribute_of_an_avatar_shows_in_its_pixels(attribute: str) -> None:
+def test_an_avatar_attribute_shows_in_the_pixels(attribute: str) -> None:
     source = open_avatars(120, 32, seed=0)
     has = source.attributes[attribute].to_numpy(dtype=bool)
     pixels = np.stack([np.asarray(source.read(i), dtype=float) for i in range(120)])
@@ -64,7 +64,7 @@ def test_an_attribute_of_an_avatar_shows_in_its_pixels(attribute: str) -> None:
 
 @pytest.mark.parametrize("size", [64, 128])
 def test_no_head_is_cut_off(size: int) -> None:
-    """Above the shoulders the outermost pixels show nothing but the background."""
+    """Above the shoulders the outermost pixels show only the background."""
     source = open_avatars(100, size, seed=0)
     for i in range(100):
         pixels = np.asarray(source.read(i), dtype=int)
@@ -118,7 +118,7 @@ def test_celeba_reads_the_zip_without_unpacking(celeba: Path) -> None:
     assert [source.read(i).tobytes() for i in range(3)] == pixels
 
 
-def test_celebas_partition_is_read_from_text(celeba: Path) -> None:
+def test_celeba_reads_the_text_partition(celeba: Path) -> None:
     (celeba / "list_eval_partition.txt").write_text("000001.jpg 0\n000002.jpg 2\n000003.jpg 1\n")
     assert open_celeba(celeba, None, official=True).partition == ["train", "test", "validation"]
 
@@ -133,9 +133,12 @@ def without_table(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
-    [(without_images, "img_align_celeba.zip is there"), (without_table, "holds neither list_attr_celeba.txt nor")],
+    [
+        (without_images, "img_align_celeba.zip. Download CelebA"),
+        (without_table, "holds neither list_attr_celeba.txt nor"),
+    ],
 )
-def test_what_celeba_lacks_is_told(celeba: Path, break_it: Callable[[Path], None], message: str) -> None:
+def test_missing_celeba_files_are_reported(celeba: Path, break_it: Callable[[Path], None], message: str) -> None:
     break_it(celeba)
     with pytest.raises(UserError) as error:
         open_celeba(celeba, None, official=False)
@@ -153,7 +156,7 @@ def test_real_celeba_is_read() -> None:
 # folder
 
 
-def test_a_folder_is_searched_with_its_subfolders(write_images: WriteImages) -> None:
+def test_a_folder_is_searched_recursively(write_images: WriteImages) -> None:
     root = write_images(["b.png", "a/z.jpg", "with space é.png", ".hidden/c.png"])
     (root / "notes.txt").write_text("no image")
     source = open_folder(root, None)
@@ -167,21 +170,21 @@ def test_a_folder_may_have_attributes(write_images: WriteImages) -> None:
     (root / "attributes.csv").write_text("name,Smiling\nb.png,1\na.png,0\n")
     assert open_folder(root, None).attributes["Smiling"].to_list() == [0, 1]
     (root / "attributes.csv").write_text("name,Smiling\nb.png,1\n")
-    with pytest.raises(UserError, match="lacks the rows of 1 of 2 images: a.png"):
+    with pytest.raises(UserError, match="has no row for 1 of 2 images: a.png"):
         open_folder(root, None)
     (root / "attributes.csv").write_text("name,split\nb.png,1\na.png,0\n")
     with pytest.raises(UserError, match="a column is named 'split'"):
         open_folder(root, None)
 
 
-def test_a_folder_that_is_missing_or_empty_is_told(tmp_path: Path) -> None:
+def test_a_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder"):
         open_folder(tmp_path / "missing", None)
     with pytest.raises(UserError, match="holds no image"):
         open_folder(tmp_path, None)
 
 
-def test_the_source_is_chosen_by_its_name(write_images: WriteImages) -> None:
+def test_open_source_follows_the_params(write_images: WriteImages) -> None:
     root = write_images(["a.png"])
     params = small_params(data__source="folder", data__root=str(root), data__num_images=1)
     assert list(open_source(params.data, seed=0).names) == ["a.png"]
@@ -206,7 +209,7 @@ def write_mnist(root: Path, part: str, digits: list[int], *, compress: bool) -> 
         path.write_bytes(gzip.compress(content) if compress else content)
 
 
-def test_mnist_joins_training_and_test_part(tmp_path: Path) -> None:
+def test_mnist_joins_its_training_and_test_parts(tmp_path: Path) -> None:
     write_mnist(tmp_path, "train", [3, 1], compress=False)
     write_mnist(tmp_path, "t10k", [7], compress=True)
     source = open_mnist(tmp_path, None)
@@ -216,18 +219,18 @@ def test_mnist_joins_training_and_test_part(tmp_path: Path) -> None:
     assert len(open_mnist(tmp_path, 2).names) == 2
 
 
-def test_where_there_is_no_mnist_the_way_to_it_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"MNIST/raw holds no MNIST: `dvc repro prepare` downloads it"):
+def test_missing_mnist_names_the_command_that_downloads_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"MNIST/raw has no MNIST files: `dvc repro prepare` downloads them"):
         open_mnist(tmp_path, None)
 
 
-def test_one_part_of_mnist_alone_is_taken_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_mnist_part_is_used_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_mnist(tmp_path, "t10k", [7, 8], compress=True)
     assert len(open_mnist(tmp_path, None).names) == 2
     assert "only the t10k part" in caplog.text
 
 
-def test_the_stage_takes_what_it_has_just_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stage_uses_a_fresh_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: dict[str, object] = {"data__source": "mnist", "data__channels": 1, "data__num_images": None}
     lists = ("evaluate__attributes", "figures__attributes", "figures__latent_map_attributes")
     tree = small_tree(**changes, **{name: ["Digit_7"] for name in lists})

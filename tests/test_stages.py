@@ -1,4 +1,4 @@
-"""What the stages' scripts read of the params, and that none stands by results of what was edited meanwhile."""
+"""Which params the stages read, and what they do if params change while they run."""
 
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from facevae.evaluate import evaluation, judge_training
 from facevae.figures import gallery
 
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-CHECKED = {"prepare": set(ATTRIBUTE_LISTS)}  # read to be refused early, and part of no result
-WORK = {  # what a stage does between its two looks at its inputs
+CHECKED = {"prepare": set(ATTRIBUTE_LISTS)}  # only checked early; they change no result
+WORK = {  # the function that a stage calls between the two digests of its inputs
     "prepare": (preparation, "prepare"),
     "classifier": (judge_training, "train_classifier"),
     "evaluate": (evaluation, "evaluate"),
@@ -27,9 +27,9 @@ WORK = {  # what a stage does between its two looks at its inputs
 
 @pytest.mark.usefixtures("work_tree")
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_declares_the_params_that_it_reads(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its script does, or what that hands them to: results of a param that is not declared would be stale."""
-    sections: dict[int, tuple[str, BaseModel]] = {}  # of the params that the stage has loaded, by their identity
+def test_a_stage_declares_the_params_it_reads(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC does not run a stage again for a param that dvc.yaml does not list, so its results would be stale."""
+    sections: dict[int, tuple[str, BaseModel]] = {}  # the loaded sections and their names, by id
     used: set[str] = set()
     load, get = params.load_params, BaseModel.__getattribute__
 
@@ -56,15 +56,15 @@ def test_a_stage_declares_the_params_that_it_reads(stage: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("stage", WORK)
-def test_results_of_params_that_are_edited_meanwhile_do_not_count(
+def test_a_stage_fails_if_params_change_while_it_runs(
     work_tree: Path, stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module, name = WORK[stage]
     work, path = getattr(module, name), work_tree / "params.yaml"
 
-    def work_beside_a_user(*arguments: Any, **options: Any) -> Any:
+    def edit_params_and_work(*arguments: Any, **options: Any) -> Any:
         path.write_text(path.read_text().replace("seed: 7", "seed: 8"))
         return work(*arguments, **options)
 
-    monkeypatch.setattr(module, name, work_beside_a_user)
+    monkeypatch.setattr(module, name, edit_params_and_work)
     assert failure_of(stage, capsys).startswith("error: params.yaml, the data or the code changed while the stage ran")

@@ -241,7 +241,7 @@ def test_the_run_of_a_dead_process_is_closed(clone: Path) -> None:
     script = f"""
 import os, sys
 sys.path[:0] = {sys.path!r}
-from facevae.tracking import open_run
+from facevae.tracking.stage_run import open_run
 with open_run("train") as run:
     os.kill(os.getpid(), {int(signal.SIGKILL)})
 """

@@ -584,6 +584,7 @@ def test_damaged_outputs_are_told_by_their_file_and_not_logged(
     assert warning.startswith(f"stage evaluate goes on untracked (`facevae sync` makes up for it): {path} ")
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_in_the_middle_costs_one_warning_and_is_made_whole(
     pipeline: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

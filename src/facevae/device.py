@@ -1,4 +1,4 @@
-"""The device, the precision and the number of threads that a computation runs with."""
+"""Set up the device, the precision, the threads and the memory of a process."""
 
 import ctypes
 import os
@@ -10,29 +10,29 @@ import torch
 from facevae.config.schema import Precision, TrainParams
 from facevae.errors import UserError
 
-LARGE_MAP = 2**20  # bytes: more than the cache of a core
+LARGE_MAP = 2**20  # bytes; a larger map exceeds the cache of one core
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 def set_up_device(params: TrainParams) -> torch.device:
-    """The device of `train.device`; the process is set up for it: number of threads, deterministic algorithms, memory.
+    """Set the number of threads, deterministic algorithms and the use of memory; return the device to compute on.
 
-    Of several processes that torchrun starts on a machine each takes a GPU of its own.
+    Each process that torchrun starts on a machine takes its own GPU.
 
     Raises
     ------
     UserError
-        CUDA is asked for and is not there, or there are fewer GPUs than processes.
+        `train.device` is cuda without a GPU, or the machine has fewer GPUs than processes.
     """
     device = torch.device("cpu") if params.device == "cpu" or not torch.cuda.is_available() else _own_gpu()
     if params.device == "cuda" and device.type == "cpu":
-        raise UserError("train.device: 'cuda', but torch finds no CUDA device: use auto or cpu")
+        raise UserError("train.device: 'cuda', but torch finds no CUDA device. Use auto or cpu")
     torch.set_num_threads(params.num_threads)
     _keep_freed_memory()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else its products depend on what ran before
-    torch.set_deterministic_debug_mode("error")  # as use_deterministic_algorithms, which imports torch's compiler
-    # nothing here reads memory that it has not written
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else products depend on what ran before
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import torch's compiler
+    # no code here reads memory before it writes it, so filling it first only costs time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     torch.backends.cudnn.benchmark = False
@@ -40,11 +40,11 @@ def set_up_device(params: TrainParams) -> torch.device:
 
 
 def _own_gpu() -> torch.device:
-    """CUDA, once it stands for the GPU with this process's number among those of the machine."""
+    """Make the GPU with this process's number on the machine the current CUDA device."""
     number, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= num_gpus:
         raise UserError(
-            f"train.launcher: it starts {number + 1} processes or more on a machine with {num_gpus} GPU(s): lower "
+            f"train.launcher: starts at least {number + 1} processes on a machine with {num_gpus} GPU(s). Lower "
             "--nproc-per-node, or set train.device to cpu"
         )
     torch.cuda.set_device(number)
@@ -52,18 +52,18 @@ def _own_gpu() -> torch.device:
 
 
 def _keep_freed_memory() -> None:
-    """Have the process keep what is freed for what comes next, until it ends.
+    """Keep freed memory in the process.
 
-    By default glibc gives large blocks back to the system, and every step pays again for having its pages zeroed.
+    By default glibc returns large blocks to the system, and every step then waits for the system to zero new pages.
     """
-    with suppress(AttributeError):  # another C library
+    with suppress(AttributeError):  # a C library other than glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def platform(device: torch.device) -> dict[str, str]:
-    """Versions and processor that the bits of a computation on this device depend on."""
+    """The versions and the processor that decide how a computation on this device rounds."""
     facts = {"torch": torch.__version__, "numpy": np.__version__, "device": device.type}
     if device.type == "cuda":
         return {**facts, "processor": torch.cuda.get_device_name(device)}
@@ -71,10 +71,10 @@ def platform(device: torch.device) -> dict[str, str]:
 
 
 def memory_format(device: torch.device, largest_map_bytes: int) -> torch.memory_format:
-    """The order of a map's values in memory by which convolutions are trained fastest.
+    """The memory order in which convolutions train fastest.
 
-    It is channels_last, but on processors with AVX2 alone: there oneDNN takes up to five times as long in it for the
-    gradient of the weights, once the maps are large. `largest_map_bytes` is the size of one image's largest.
+    This is channels_last, except for large maps on processors with AVX2 but without AVX-512: there oneDNN takes up to
+    five times as long in channels_last for the gradient of the weights. `largest_map_bytes` is for one image.
     """
     is_avx2 = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
     is_slow = is_avx2 and largest_map_bytes > LARGE_MAP
@@ -82,12 +82,12 @@ def memory_format(device: torch.device, largest_map_bytes: int) -> torch.memory_
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """The context in which convolutions and products run in bfloat16 where `uses_bfloat16` has them so."""
+    """A context that runs convolutions and matrix products in bfloat16 if `uses_bfloat16` says so."""
     return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(precision, device))
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """Whether convolutions and products run in bfloat16: for "auto", where the hardware does so natively."""
+    """Whether to use bfloat16; "auto" does so if the hardware supports it natively."""
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
@@ -96,5 +96,5 @@ def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
 
 
 def _cpu_flags() -> dict[str, str]:
-    """What the processor can do, by name: "True" or "False", or a size; but not how many cores there are."""
+    """The processor's capabilities by name, each "True", "False" or a size, without the number of cores."""
     return {name: str(value) for name, value in torch.cpu.get_capabilities().items() if not name.startswith("num_")}

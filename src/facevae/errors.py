@@ -1,4 +1,4 @@
-"""How a stage or a command ends where something goes wrong: what is the user's to mend is told in one message."""
+"""How stages and commands end when something goes wrong: user errors become one-line messages."""
 
 import errno
 import re
@@ -9,30 +9,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-FREE_SPACE = "free space there, or raise the quota or limit, and run this again"
-GIVE_ACCESS = "see that this user may read and write there, and run this again"
+FREE_SPACE = "free some space there, or raise the quota or size limit, then run this again"
+GIVE_ACCESS = "give this user permission to read and write there, then run this again"
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), FREE_SPACE),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), GIVE_ACCESS),
 }
-OUT_OF_MEMORY = "out of memory|allocate memory|bad_alloc|ALLOC_FAILED"  # in the words of torch, CUDA and the system
+OUT_OF_MEMORY = "out of memory|allocate memory|bad_alloc|ALLOC_FAILED"  # as torch, CUDA and the system word it
 
 
 class UserError(Exception):
-    """Something in the input is wrong; the message names it and says what to do."""
+    """The input is wrong. The message names it and says what to do."""
 
 
 @contextmanager
 def reported_errors(memory_remedy: str = "close other programs") -> Iterator[None]:
-    """End the process with exit status 1 and what is to be done as the last line on standard error.
+    """Turn an exception into a message on standard error and an exit status.
 
-    That is one message alone for a `UserError`, for a file that cannot be read or written, and where memory runs out.
-    Anything else is a defect, which keeps its traceback. An interrupt ends in one line and exit status 130.
+    A `UserError`, a file that cannot be read or written, and a lack of memory each end in one message and status 1.
+    An interrupt ends in one line and status 130. Anything else is a bug: it keeps its traceback and ends in status 1.
 
     Parameters
     ----------
     memory_remedy
-        What helps where memory runs out: which parameters are to be lowered.
+        What to do when memory runs out, such as which parameters to lower.
     """
     try:
         yield
@@ -46,7 +46,7 @@ def reported_errors(memory_remedy: str = "close other programs") -> Iterator[Non
         if isinstance(error, OSError) and (error.filename or error.errno in REMEDIES):
             _end(f"error: {_explain(error)}")
         traceback.print_exc()
-        _end("error: this is a defect of facevae and not of your input: please report it, with the lines above")
+        _end("error: this is a bug in facevae, not an error in your input: please report it with the lines above")
 
 
 def _end(message: str, status: int = 1) -> NoReturn:
@@ -55,14 +55,14 @@ def _end(message: str, status: int = 1) -> NoReturn:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, NumPy, torch or the system could not get the memory that was needed."""
+    """Whether Python, NumPy, torch or the system failed to allocate memory."""
     if isinstance(error, RuntimeError | OSError):
         return re.search(OUT_OF_MEMORY, str(error)) is not None
     return isinstance(error, MemoryError)
 
 
 def _explain(error: OSError) -> str:
-    """The file, what the system says of it, and the way out where there is a known one."""
+    """The file, the system's message, and what to do if that is known."""
     parts = [error.filename, error.strerror, REMEDIES.get(error.errno or 0)]
     return ": ".join(str(part) for part in parts if part)
 

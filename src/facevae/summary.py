@@ -1,4 +1,4 @@
-"""A model as a table: its layers, what they put out, and how many parameters they have."""
+"""A table of a model's layers, their output shapes and their parameter counts."""
 
 from collections.abc import Callable
 
@@ -13,9 +13,9 @@ HEADER: Row = ("layer", "kind", "output shape", "parameters")
 
 
 def summarize(params: ModelParams, image_size: int, image_channels: int) -> str:
-    """The layers in the order in which they run, with the shape of their output for one image.
+    """List the layers in the order in which they run, with the output shape for one image.
 
-    An image without values goes through the model on torch's meta device, which computes shapes alone.
+    The model runs on torch's meta device, which computes shapes only.
     """
     rows: list[Row] = []
     with torch.device("meta"):
@@ -31,7 +31,7 @@ def summarize(params: ModelParams, image_size: int, image_channels: int) -> str:
 
 
 def _join(row: Row, widths: list[int]) -> str:
-    """The cells in columns, the number of parameters to the right."""
+    """Align the cells in columns, the number of parameters to the right."""
     *words, number = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
     return "  ".join([*words, number.strip().rjust(widths[-1])])
 

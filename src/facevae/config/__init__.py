@@ -1,1 +1,1 @@
-"""params.yaml: its schema, its reader, the checks across keys, and the paths of the pipeline."""
+"""params.yaml (its schema, its reader, the checks across keys) and the paths of the pipeline."""

@@ -1,4 +1,4 @@
-"""Which values of params.yaml are at odds with each other or with the data, each being allowed by itself."""
+"""Find values in params.yaml that are valid alone but conflict with each other or with the data."""
 
 import math
 import operator
@@ -9,14 +9,14 @@ from typing import Any
 from facevae.config.schema import DataParams, ModelParams, Params, TrainParams
 from facevae.errors import UserError
 
-LARGEST_TO_ONE_PIXEL = 16  # pixels: what the four blocks of the classifier halve to one
+LARGEST_TO_ONE_PIXEL = 16  # pixels: the largest image that the classifier's four halving blocks reduce to one
 ATTRIBUTE_LISTS = ("evaluate.attributes", "figures.attributes", "figures.latent_map_attributes")
-MAX_GROUPS = 8  # of group normalisation, as in facevae.model.vae, which imports torch
-MAX_WEIGHTS = 2**31  # of an encoder: 8 GiB, and four times that with Adam's moments and the gradient
+MAX_GROUPS = 8  # as in facevae.model.vae, which is not imported here because it imports torch
+MAX_WEIGHTS = 2**31  # of an encoder: 8 GiB, or 32 GiB with the gradient and Adam's moments
 
 
 def find_problems(params: Params) -> list[str]:
-    """One line for each, with the key, the value and what to do."""
+    """One line for each conflict between keys: the key, its value and what to do."""
     return [
         *_geometry_problems(params.data, params.model),
         *_data_problems(params.data),
@@ -27,25 +27,25 @@ def find_problems(params: Params) -> list[str]:
 
 
 def require_attributes(params: Params, known: Iterable[str]) -> None:
-    """Raise a `UserError` where one of `ATTRIBUTE_LISTS` names an attribute that a set of images does not have."""
+    """Raise a `UserError` if one of the `ATTRIBUTE_LISTS` names an attribute that is not `known`."""
     for key in ATTRIBUTE_LISTS:
         require_known(key, _value(params, key), known)
 
 
 def require_known(key: str, attributes: Sequence[str], known: Iterable[str]) -> None:
-    """Raise a `UserError` where a key of the params names an attribute that there is not."""
+    """Raise a `UserError` if the attributes under a key of the params are not all `known`."""
     known = sorted(known)
     for attribute in attributes:
         if attribute not in known:
-            there_are = f"there are {', '.join(known)}" if known else "the set has none: set the list to []"
-            raise UserError(f"{key}: {attribute!r} is no attribute of this set; {there_are}")
+            hint = f"Known attributes: {', '.join(known)}" if known else "It has none: set the list to []"
+            raise UserError(f"{key}: {attribute!r} is not an attribute of this data set. {hint}")
 
 
 def _geometry_problems(data: DataParams, model: ModelParams) -> Iterator[str]:
     if len(model.channels) != len(model.strides):
         yield (
-            f"model.strides: {list(model.strides)} has {len(model.strides)} values and model.channels "
-            f"{list(model.channels)} has {len(model.channels)}: give one stride for each convolution"
+            f"model.strides: {list(model.strides)} has length {len(model.strides)}, but model.channels "
+            f"{list(model.channels)} has length {len(model.channels)}: give one stride for each convolution"
         )
     total_stride = math.prod(model.strides)
     if data.image_size % total_stride:
@@ -56,20 +56,20 @@ def _geometry_problems(data: DataParams, model: ModelParams) -> Iterator[str]:
     for key in ("kernel_size", "decoder_kernel_size"):
         size = getattr(model, key)
         if 1 in model.strides and size % 2 == 0:
-            yield f"model.{key}: {size} is even, and a stride of 1 needs an odd kernel to keep the size"
+            yield f"model.{key}: {size} is even, but a stride of 1 needs an odd kernel to keep the size: make it odd"
         if size < max(model.strides):
-            yield f"model.{key}: {size} is less than the stride {max(model.strides)}, which would skip pixels: raise it"
+            yield f"model.{key}: {size} is less than the stride {max(model.strides)} and would skip pixels: raise it"
     largest = max(model.kernel_size, model.decoder_kernel_size)
     if (num_weights := _num_encoder_weights(data, model, largest)) > MAX_WEIGHTS:
         yield (
-            f"model.channels: {list(model.channels)} with kernels of {largest}, "
-            f"model.residual_blocks {model.residual_blocks} and model.latent_dim {model.latent_dim} give networks of "
-            f"{num_weights:,} weights; more than {MAX_WEIGHTS:,} are refused: lower some of them"
+            f"model.channels: {list(model.channels)}, kernels of {largest}, model.residual_blocks "
+            f"{model.residual_blocks} and model.latent_dim {model.latent_dim} make a network of "
+            f"{num_weights:,} weights, but at most {MAX_WEIGHTS:,} are allowed: lower some of them"
         )
 
 
 def _num_encoder_weights(data: DataParams, model: ModelParams, kernel_size: int) -> int:
-    """Of its convolutions, its residual blocks and the two linear layers to the latent; biases are too few to count."""
+    """Weights of the convolutions, the residual blocks and the two linear layers to the latent, without biases."""
     widths = (data.channels, *model.channels)
     convolutions = kernel_size**2 * sum(before * after for before, after in pairwise(widths))
     residual = model.residual_blocks * 2 * 3**2 * widths[-1] ** 2
@@ -79,11 +79,11 @@ def _num_encoder_weights(data: DataParams, model: ModelParams, kernel_size: int)
 
 def _data_problems(data: DataParams) -> Iterator[str]:
     if data.source == "avatars" and data.num_images is None:
-        yield "data.num_images: null, but avatars are drawn on demand: say how many"
+        yield "data.num_images: null, but avatars are drawn on demand: set a number"
     if data.source == "avatars" and data.crop is not None:
         yield f"data.crop: {data.crop}, but avatars are drawn at data.image_size: set it to null"
     if data.split == "official" and data.source != "celeba":
-        yield f"data.split: 'official', but only celeba has a partition of its own, not {data.source}: use random"
+        yield f"data.split: 'official', but only celeba has an official split, not {data.source}: use random"
     if data.split == "random" and data.validation_fraction + data.test_fraction >= 1:
         yield (
             f"data.validation_fraction: {data.validation_fraction} and data.test_fraction {data.test_fraction} "
@@ -94,8 +94,8 @@ def _data_problems(data: DataParams) -> Iterator[str]:
 def _train_problems(train: TrainParams) -> Iterator[str]:
     if train.micro_batch_size is not None and train.micro_batch_size > train.batch_size:
         yield (
-            f"train.micro_batch_size: {train.micro_batch_size} is a part of train.batch_size {train.batch_size}, and "
-            "cannot be larger: lower it, or set it to null"
+            f"train.micro_batch_size: {train.micro_batch_size} is larger than train.batch_size {train.batch_size}: "
+            "lower it, or set it to null"
         )
     for key in ("muon_learning_rate", "momentum"):
         value = getattr(train, key)
@@ -105,54 +105,54 @@ def _train_problems(train: TrainParams) -> Iterator[str]:
             yield f"train.{key}: {value}, but train.optimizer is adam: set it to null, or use muon"
     if train.likelihood == "bernoulli" and train.binarization == "none":
         yield (
-            "train.binarization: 'none', but train.likelihood 'bernoulli' is for black and white: choose per_epoch, "
+            "train.binarization: 'none', but train.likelihood 'bernoulli' needs black and white images: use per_epoch, "
             "fixed or threshold"
         )
     if train.likelihood != "bernoulli" and train.binarization != "none":
         yield (
-            f"train.binarization: {train.binarization!r}, but train.likelihood {train.likelihood!r} is for all "
-            "intensities: use none, or bernoulli"
+            f"train.binarization: {train.binarization!r}, but train.likelihood {train.likelihood!r} models all "
+            "intensities: use none, or set train.likelihood to bernoulli"
         )
 
 
 def _normalization_problems(params: Params) -> Iterator[str]:
-    """A single value has no variance.
+    """Normalisation of a single value, which has no variance.
 
-    So batch normalisation of maps of one pixel needs two images or more at a time, and group normalisation two channels
-    in each group. Parts of a batch are of nearly equal size: those of up to two images may have one, those of up to
-    three have two.
+    Feature maps of one pixel need two images in a pass for batch normalisation, and two channels in a group for group
+    normalisation. Micro-batches are of nearly equal size: a `micro_batch_size` of 2 may leave one image alone, one of 3
+    leaves at least two together.
     """
     train, size = params.train, params.data.image_size
     key, least = ("batch_size", 2) if train.micro_batch_size is None else ("micro_batch_size", 3)
     number = getattr(train, key)
     if params.model.normalization == "batch" and math.prod(params.model.strides) == size and number < least:
         yield (
-            f"train.{key}: {number} may leave an image alone, whose feature maps of one pixel batch normalisation "
-            f"cannot normalise: raise it to {least}, or set model.normalization to group"
+            f"train.{key}: {number} may leave an image alone, and batch normalisation needs two images when feature "
+            f"maps shrink to one pixel: raise it to {least}, or set model.normalization to group"
         )
     to_one_pixel = zip(params.model.channels, accumulate(params.model.strides, operator.mul), strict=False)
     narrow = [width for width, total_stride in to_one_pixel if total_stride == size and MAX_GROUPS % width == 0]
     if params.model.normalization == "group" and narrow:
         yield (
-            f"model.channels: {list(params.model.channels)} has {narrow[0]} where feature maps are of one pixel, and "
-            "group normalisation cannot normalise groups of a single value: raise it above "
-            f"{MAX_GROUPS}, or set model.normalization to none"
+            f"model.channels: {list(params.model.channels)} has {narrow[0]} where feature maps shrink to one pixel, "
+            f"so that group normalisation has groups of a single value: raise it above {MAX_GROUPS}, or set "
+            "model.normalization to none"
         )
     if size <= LARGEST_TO_ONE_PIXEL and params.classifier.batch_size < 3:
         yield (
-            f"classifier.batch_size: {params.classifier.batch_size} may leave an image alone, whose feature maps of "
-            f"one pixel, with a data.image_size of {size}, the classifier cannot normalise: raise it to 3"
+            f"classifier.batch_size: {params.classifier.batch_size} may leave an image alone, and at data.image_size "
+            f"{size} the classifier's batch normalisation needs two images: raise it to 3"
         )
 
 
 def _use_problems(params: Params) -> Iterator[str]:
     for name, split in (("evaluate", params.evaluate.split), ("figures", params.figures.split)):
         if split == "test" and params.data.split == "random" and params.data.test_fraction == 0:
-            yield f"{name}.split: 'test', but data.test_fraction is 0: use validation, or set images aside for the test"
+            yield f"{name}.split: 'test', but data.test_fraction is 0: use validation, or raise data.test_fraction"
     for key in (*ATTRIBUTE_LISTS, "evaluate.strengths"):
         values = _value(params, key)
         if len(set(values)) < len(values):
-            yield f"{key}: {list(values)} has a value twice: leave one out"
+            yield f"{key}: {list(values)} has a value twice: remove one"
     strengths = params.figures.strengths
     if len(strengths) % 2 == 0 or strengths[len(strengths) // 2] != 0 or list(strengths) != sorted(set(strengths)):
         yield (

@@ -14,9 +14,9 @@ from facevae.config.schema import Params
 from facevae.config.yaml12 import Yaml12Loader
 from facevae.errors import UserError
 
-MAX_LISTED = 20  # invalid values that an error names
+MAX_LISTED = 20  # invalid values that one error lists
 
-_shown = reprlib.Repr()  # aliases make a few lines of YAML a tree of billions of values
+_shown = reprlib.Repr()  # shortened, because with aliases a few lines of YAML make a tree of billions of values
 _shown.maxlevel = 2
 _shown.maxlist = _shown.maxdict = 20
 _shown.maxstring = _shown.maxlong = 100
@@ -28,24 +28,24 @@ def load_params(path: Path = PARAMS) -> Params:
     Raises
     ------
     UserError
-        The file is missing or is not YAML, or keys are unknown, missing, wrongly typed, out of range or at odds
-        with each other: all of them are listed, each with its value and what is allowed.
+        The file is missing or is not YAML, or keys are unknown, missing, of the wrong type, out of range or in
+        conflict with each other. The message lists all of them, each with its value and what is allowed.
     """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml12Loader)
     except FileNotFoundError:
-        raise UserError(f"{path} is not in {Path.cwd()}: run from the root of the project") from None
+        raise UserError(f"{path} is not in {Path.cwd()}: run this in the root folder of the project") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply: sections hold values and lists of them, no more") from None
+        raise UserError(f"{path} is nested too deeply: a section may hold only values and lists of values") from None
     return parse_params(tree, name=str(path))
 
 
 def parse_params(tree: object, name: str) -> Params:
-    """Check a tree of plain values; `name` is the file that errors speak of."""
+    """Check a tree of plain values; errors call it `name`, the file it came from."""
     try:
         params = Params.model_validate(tree)
     except ValidationError as error:
@@ -60,7 +60,7 @@ def parse_params(tree: object, name: str) -> Params:
 
 
 def _explain(details: ErrorDetails) -> str:
-    """One line for a finding of pydantic: the key, the value and what is allowed."""
+    """One line for an error of pydantic: the key, the value and what is allowed."""
     key = ".".join(str(part) for part in details["loc"]) or "the whole file"
     if details["type"] == "missing":
         return f"{key}: missing; params.yaml must name every key"

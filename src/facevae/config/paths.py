@@ -1,4 +1,4 @@
-"""Where the pipeline's files lie, relative to the project's root; dvc.yaml declares the same paths."""
+"""The paths of the pipeline's files, relative to the project root. dvc.yaml declares the same paths."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The typed tree of params.yaml: strict, frozen and complete. There are no defaults: the file says what a run used."""
+"""The typed tree of params.yaml: strict, frozen, and without defaults, so that the file says all that a run used."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ Split = Literal["validation", "test"]
 Likelihood = Literal["squared_error", "gaussian", "bernoulli"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Binarization = Literal["none", "threshold", "fixed", "per_epoch"]
-PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]  # what torch takes as an int
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]  # fits a C int, as torch requires
 ImageSize = Annotated[int, Field(ge=8, le=1024)]  # pixels, height = width
 KernelSize = Annotated[int, Field(ge=1, le=15)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
@@ -20,7 +20,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A mapping of params.yaml: every key required, no other key allowed, no value converted."""
+    """A mapping in params.yaml: every key is required, no other key is allowed, no value is converted."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -30,10 +30,10 @@ class DataParams(Section):
 
     source: Literal["avatars", "celeba", "mnist", "folder"]
     root: Text
-    num_images: PositiveInt | None  # None: all that the source has
+    num_images: PositiveInt | None  # None: all images of the source
     image_size: ImageSize
     channels: Literal[1, 3]
-    crop: PositiveInt | None  # side in source pixels; None: the largest centred square
+    crop: PositiveInt | None  # side of the centred square in source pixels; None: the largest
     split: Literal["random", "official"]
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
     test_fraction: Fraction
@@ -51,8 +51,8 @@ class ModelParams(Section):
     channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1, max_length=100)]
     strides: Annotated[tuple[Annotated[int, Field(ge=1, le=4)], ...], Field(strict=False, min_length=1, max_length=100)]
     kernel_size: KernelSize
-    decoder_kernel_size: KernelSize  # of its transposed convolutions
-    residual_blocks: Annotated[int, Field(ge=0, le=1000)]  # on each side, at the smallest feature map
+    decoder_kernel_size: KernelSize  # of the transposed convolutions
+    residual_blocks: Annotated[int, Field(ge=0, le=1000)]  # in encoder and decoder each, on the smallest feature map
     latent_dim: Annotated[int, Field(ge=2, lt=2**31)]
     normalization: Literal["none", "batch", "group"]
     negative_slope: Fraction
@@ -60,34 +60,34 @@ class ModelParams(Section):
 
 
 class TrainParams(Section):
-    """The objective and its optimisation."""
+    """The objective and how it is optimised."""
 
     epochs: PositiveInt
-    batch_size: PositiveInt  # of all processes together
-    micro_batch_size: PositiveInt | None  # how much of a batch goes through the network at a time; None: all of it
+    batch_size: PositiveInt  # summed over all processes
+    micro_batch_size: PositiveInt | None  # images of a batch in each pass through the network; None: all
     optimizer: Literal["adam", "muon"]
-    learning_rate: Positive  # of Adam; with Muon, of what Adam keeps: biases, normalisation and log sigma
+    learning_rate: Positive  # of Adam; with Muon, of biases, normalisation and log sigma
     muon_learning_rate: Positive | None  # None with Adam
     momentum: Fraction | None  # of Muon; None with Adam
     learning_rate_decay: Literal["none", "cosine"]
     learning_rate_warmup_steps: Count
     likelihood: Likelihood
-    binarization: Binarization  # of the images, for the Bernoulli likelihood alone
-    horizontal_flip: bool  # whether half of the images are seen as in a mirror
+    binarization: Binarization  # only for the Bernoulli likelihood
+    horizontal_flip: bool  # mirror each image with probability 1/2
     beta: NotNegative
     kl_warmup_epochs: NotNegative
-    average_decay: Fraction | None  # of the average of the weights over the steps; None: the last weights
+    average_decay: Fraction | None  # of the moving average of the weights; None: no average
     clip_gradient_norm: Positive | None  # None: no clipping
-    skip_gradient_norm: Positive | None  # None: only steps that are not finite are skipped
-    max_skipped_steps: Count
+    skip_gradient_norm: Positive | None  # None: skip only steps whose gradient is not finite
+    max_skipped_steps: Count  # in one epoch
     precision: Precision
     device: Literal["auto", "cpu", "cuda"]
     num_threads: Annotated[int, Field(gt=0, le=1024)]  # of each process
-    launcher: Text  # the command that runs the stage, in place of `python`
+    launcher: Text  # the command that runs the train stage, such as `python` or `torchrun`
 
 
 class ClassifierParams(Section):
-    """How the attribute classifier is trained that judges samples and edits."""
+    """How to train the attribute classifier, which judges samples and edits."""
 
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -95,18 +95,18 @@ class ClassifierParams(Section):
 
 
 class EvaluateParams(Section):
-    """What the metrics are measured on, and how thoroughly."""
+    """What the metrics are measured on, and with how many draws."""
 
     split: Split
     batch_size: PositiveInt
     num_importance_samples: PositiveInt  # latents drawn for each image
     num_samples: Annotated[int, Field(ge=2, lt=2**31)]  # pictures drawn from each prior
-    attributes: Annotated[tuple[str, ...], Field(strict=False)]  # edits of which are judged
+    attributes: Annotated[tuple[str, ...], Field(strict=False)]  # whose edits are judged
     strengths: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
-    num_edited_images: PositiveInt  # for each attribute, with and without it
+    num_edited_images: PositiveInt  # with each attribute, and as many without it
     original_lambda: Finite
     num_bootstraps: PositiveInt
-    inception_weights: Text | None  # a file, by which the FID is measured too
+    inception_weights: Text | None  # path of the weights that the FID needs; None: no FID
 
 
 class FiguresParams(Section):
@@ -123,7 +123,7 @@ class FiguresParams(Section):
 
 
 class TrackingParams(Section):
-    """Where MLflow files the runs."""
+    """The MLflow experiment that holds the runs."""
 
     experiment: Text
 

@@ -1,1 +1,1 @@
-"""From raw images to the prepared set."""
+"""Turn raw images into the prepared set."""

@@ -1,7 +1,7 @@
-"""Raw images decoded by many processes: those of this machine, or the workers of a Dask cluster.
+"""Decode raw images in parallel, in processes of this machine or on a Dask cluster.
 
-Both are executors of concurrent.futures. A cluster is named as Dask's own tools name it, by the address in the
-environment variable DASK_SCHEDULER_ADDRESS; its workers need this package, and the images under the same path.
+To use a cluster, set the environment variable DASK_SCHEDULER_ADDRESS, as for Dask's own tools. Its workers need this
+package, and the images under the same path.
 """
 
 import math
@@ -30,19 +30,22 @@ SECONDS_TO_CONNECT = 30
 
 Chunk = tuple[NDArray[np.uint8], list[tuple[int, str]]]
 Read = Callable[[int], Image.Image]
-Submit = Callable[[int, int], Callable[[], Chunk]]  # starts on a chunk, and gives what waits for it
+Submit = Callable[[int, int], Callable[[], Chunk]]  # starts a chunk and returns a function that waits for it
 
 
 def decode_in_order(read: Read, params: DataParams, num_images: int, chunk_size: int) -> Iterator[tuple[int, Chunk]]:
-    """Chunks of usable images (N, height, width, channels) in order, a bounded number of them under way.
+    """Decode images in chunks, in order, with a bounded number of chunks in memory.
 
-    Each comes with its start and with the position and reason of each of its images that cannot be used. Its images
-    are there until the next chunk is asked for.
+    Yields
+    ------
+    tuple
+        The position of the chunk's first image; then the chunk: its usable images (N, height, width, channels), and
+        the position and reason of each bad one. The images are valid until the next chunk is requested.
 
     Raises
     ------
     UserError
-        A process that decodes was killed, or the Dask cluster cannot be reached.
+        A decoding process was killed, or the Dask cluster cannot be reached.
     """
     pending: deque[tuple[int, Callable[[], Chunk]]] = deque()
     has_cluster = bool(os.environ.get(DASK))
@@ -58,7 +61,7 @@ def decode_in_order(read: Read, params: DataParams, num_images: int, chunk_size:
 
 
 def decode(read: Read, params: DataParams, start: int, stop: int) -> Chunk:
-    """The usable images of a chunk, and the position and reason of each of the others."""
+    """The usable images of a chunk, and the position and reason of each bad one."""
     images = np.empty((stop - start, *params.image_shape), np.uint8)
     bad = decode_into(images, read, params, start, stop)
     return images[: len(images) - len(bad)], bad
@@ -67,7 +70,7 @@ def decode(read: Read, params: DataParams, start: int, stop: int) -> Chunk:
 def decode_into(
     images: NDArray[np.uint8], read: Read, params: DataParams, start: int, stop: int
 ) -> list[tuple[int, str]]:
-    """Fill `images` from the front with those of a chunk that are usable; what `decode` says of the others."""
+    """Fill `images` from the front with the usable images of a chunk; return position and reason of each bad one."""
     bad: list[tuple[int, str]] = []
     for position in range(start, stop):
         try:
@@ -80,9 +83,9 @@ def decode_into(
 
 @contextmanager
 def _own_processes(read: Read, params: DataParams, chunk_size: int) -> Iterator[tuple[Submit, int]]:
-    """Forks of this process, which leave the pixels in memory that they share with it: a pipe would slow all down."""
+    """Forks of this process. They put pixels into shared memory, because pipes would slow everything down."""
     num_pending = 2 * (os.cpu_count() or 1)
-    shape = num_pending + 1, chunk_size, *params.image_shape  # one more, which the caller reads meanwhile
+    shape = num_pending + 1, chunk_size, *params.image_shape  # one more for the chunk that the caller is reading
     chunks = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
     turns = cycle(range(len(chunks)))
 
@@ -99,30 +102,30 @@ def _own_processes(read: Read, params: DataParams, chunk_size: int) -> Iterator[
     try:
         fork, work = multiprocessing.get_context("fork"), (read, params, chunks)
         with ProcessPoolExecutor(os.cpu_count(), fork, _start_process, work) as pool:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until each process has its own way with it
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until each process has set its own handler
             pool.submit(int)  # the first task starts all processes
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             yield submit, num_pending
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that reads images was killed, most likely since memory ran out: close other programs, or make "
-            "the images smaller, and run this again"
+            "a process that decodes images was killed, most likely because memory ran out: close other programs or use "
+            "smaller images, then run this again"
         ) from error
 
 
-_work: tuple[Read, DataParams, NDArray[np.uint8]] | None = None  # what a process of the pool decodes, and whereto
+_work: tuple[Read, DataParams, NDArray[np.uint8]] | None = None  # set in each process of the pool
 
 
 def _start_process(read: Read, params: DataParams, chunks: NDArray[np.uint8]) -> None:
     global _work
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a word; the stage itself tells of the interrupt
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # die silently; the stage itself reports the interrupt
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _work = read, params, chunks
     Thread(target=_end_with_the_stage, daemon=True).start()
 
 
 def _end_with_the_stage() -> None:
-    """A process of the pool would wait for work for ever where the stage has been killed."""
+    """Exit when the stage is killed, instead of waiting for work forever."""
     if stage := multiprocessing.parent_process():
         stage.join()
         os._exit(1)
@@ -149,7 +152,7 @@ def _dask_cluster(read: Read, params: DataParams) -> Iterator[tuple[Submit, int]
         with suppress(TimeoutError):
             client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
         num_threads = client.nthreads().values()
-        if max(num_threads, default=0) != 1:  # Pillow's limits are warnings, whose filters threads share
+        if max(num_threads, default=0) != 1:  # read_image changes warning filters, which threads share
             raise UserError(
                 f"{DASK}: the cluster at {address} has workers with {', '.join(map(str, num_threads)) or 'no'} "
                 "threads: start some with `dask worker --nthreads 1`"
@@ -159,6 +162,4 @@ def _dask_cluster(read: Read, params: DataParams) -> Iterator[tuple[Submit, int]
         try:
             yield lambda start, stop: pool.submit(decode, work, params, start, stop).result, 2 * len(num_threads)
         except KilledWorker as error:
-            raise UserError(
-                f"{DASK}: a worker of the cluster at {address} was killed again and again: {error}"
-            ) from error
+            raise UserError(f"{DASK}: a worker of the cluster at {address} was killed repeatedly: {error}") from error

@@ -1,8 +1,8 @@
-"""One image file to the pixels that the model sees: decoded rightly whatever its kind, cropped, resized."""
+"""Turn an image file of any kind into the pixels that the model sees: decode, crop, resize."""
 
 import io
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -12,58 +12,58 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would hand PostScript to a program
-MAX_FILE_BYTES = 2**28  # some decoders hold the whole file; the most pixels that are taken have fewer bytes
+MAX_FILE_BYTES = 2**28  # some decoders hold the whole file; Pillow's limit on pixels allows fewer bytes of RGB
 
 
 class BadImageError(Exception):
-    """A file that cannot be used as an image; the message says why."""
+    """A file cannot be used as an image. The message says why."""
 
 
-def read_image(file: Path | IO[bytes]) -> Image.Image:
-    """Decode one image, upright and with 8 bits a channel.
+def read_image(file: Path | IO[bytes] | Image.Image) -> Image.Image:
+    """Decode one image, upright and with 8 bits per channel.
 
-    The content decides of which kind a file is, not its name. EXIF rotation is applied, 16-bit grey is scaled to 8
-    bits, transparency is laid over white, and palettes, CMYK and the rest become RGB. Colours with an ICC profile are
-    converted to sRGB; a profile that is damaged or of grey is ignored. The first frame of an animation is taken.
+    The format is recognised by content, not by name. EXIF rotation is applied, 16-bit grey is scaled to 8 bits,
+    transparent pixels are laid over white, and palettes, CMYK and other modes become RGB. Colours with an ICC profile
+    are converted to sRGB; a profile that is damaged or for grey is ignored. Of an animation, the first frame is used.
 
     Returns
     -------
     PIL.Image.Image
-        In mode "L" for grey images without transparency, else "RGB".
+        Mode "L" for grey images without transparency, else "RGB".
 
     Raises
     ------
     BadImageError
-        The file is missing, empty, truncated, not an image, or has an absurd number of bytes or of pixels.
+        The file is missing, empty, truncated, not an image, or has too many bytes or pixels.
     """
     if isinstance(file, Path) and file.exists():
         if not file.is_file():
-            raise BadImageError("it is not a file")  # a pipe would be waited for
+            raise BadImageError("it is not a file")  # opening a pipe would wait forever
         check_file_size(file.stat().st_size)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of metadata, which is not used
+            warnings.simplefilter("ignore", UserWarning)  # about metadata, which is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
-                image.load()  # what needs no conversion is returned as it is, and the file will be closed
+            with nullcontext(file) if isinstance(file, Image.Image) else Image.open(file, formats=FORMATS) as image:
+                image.load()  # before the file is closed, because an image may be returned unconverted
                 return _upright(_to_eight_bits(image), _orientation(image))
     except UnidentifiedImageError as error:
         raise BadImageError(f"it is empty or not an image ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadImageError(f"it has more than {Image.MAX_IMAGE_PIXELS} pixels") from error
-    except Exception as error:  # Pillow's decoders raise errors of every kind for broken files
-        reason = getattr(error, "strerror", None) or error  # without the path, which manifests must not hold
+    except Exception as error:  # Pillow's decoders raise all kinds of errors for broken files
+        reason = getattr(error, "strerror", None) or error  # without the path, which a manifest must not hold
         raise BadImageError(f"it cannot be decoded: {reason}") from error
 
 
 def check_file_size(num_bytes: int) -> None:
-    """Raise a `BadImageError` where a file has, or would be unpacked to, an absurd number of bytes."""
+    """Raise a `BadImageError` if the size of a file, unpacked, is above `MAX_FILE_BYTES`."""
     if num_bytes > MAX_FILE_BYTES:
-        raise BadImageError(f"it has {num_bytes:,} bytes; more than {MAX_FILE_BYTES:,} are not read")
+        raise BadImageError(f"it has {num_bytes:,} bytes; the limit is {MAX_FILE_BYTES:,}")
 
 
 def fit_image(image: Image.Image, image_size: int, channels: int, crop: int | None) -> NDArray[np.uint8]:
-    """Cut out the centre and bring it to the size of the model.
+    """Crop the central square and resize it.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def fit_image(image: Image.Image, image_size: int, channels: int, crop: int | No
     channels
         3 for RGB, 1 for grey.
     crop
-        Side of the centred square that is kept, in pixels of `image`; None keeps the largest.
+        Side of the centred square to keep, in pixels of `image`; None keeps the largest.
 
     Returns
     -------
@@ -94,13 +94,13 @@ def fit_image(image: Image.Image, image_size: int, channels: int, crop: int | No
     box = (left, top, left + side, top + side)
     if side == image_size:
         image = image.crop(box)
-    else:  # Pillow antialiases; its windowed sinc costs what a bilinear filter does, and is for making smaller only
+    else:  # Pillow antialiases; Hamming's windowed sinc is as fast as bilinear, but suits only shrinking
         resampling = Image.Resampling.HAMMING if side > image_size else Image.Resampling.BICUBIC
         image = image.resize((image_size, image_size), resampling, box=box)
     return np.asarray(image, dtype=np.uint8).reshape(image_size, image_size, channels)
 
 
-_TRANSPOSITIONS = {  # by the value of EXIF's tag Orientation
+_TRANSPOSITIONS = {  # by the value of the EXIF tag Orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -114,7 +114,7 @@ _TRANSPOSITIONS = {  # by the value of EXIF's tag Orientation
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a damaged block says nothing of the pixels
+    except Exception:  # damaged EXIF does not make the pixels unusable
         return 1
 
 
@@ -133,18 +133,18 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     if image.mode == "P":
-        image = image.convert("RGB")  # which is what its profile is of
+        image = image.convert("RGB")  # the profile describes the palette's colours
     return image if image.mode == "L" else _to_srgb(image)
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """RGB, or RGBA for RGBA, by the image's ICC profile where it has one that fits its mode."""
+    """The image in sRGB, with its alpha channel if it has one. An ICC profile that fits its mode is applied."""
     mode = "RGBA" if image.mode == "RGBA" else "RGB"
     if "icc_profile" in image.info:
         profile = io.BytesIO(image.info["icc_profile"])
         with suppress(ImageCms.PyCMSError):
             converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=mode)
-            assert converted is not None  # only a conversion in place gives nothing
+            assert converted is not None  # None only for a conversion in place
             return converted
     return _in_mode(image, mode)
 
@@ -154,7 +154,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _scaled_to_eight_bits(image: Image.Image) -> NDArray[np.uint8]:
-    """Pixels of a deep grey image: integers are taken as 16 bits, floats as [0, 1]."""
+    """Pixels of a deep grey image as 8 bits. Integers are taken as 0 to 65535, floats as 0 to 1."""
     pixels = np.array(image, dtype=np.float32)
     if np.isnan(pixels).any():
         raise ValueError("a pixel is not a number")

@@ -1,7 +1,7 @@
-"""From raw images to the prepared set: decode on all cores, split, and stream to disk.
+"""Turn raw images into the prepared set: decode on all cores, split, and stream to disk.
 
-At no time are more than a few chunks of images in memory, and the folder appears under its name only when it is
-whole. This module imports no torch.
+Only a few chunks of images are in memory at a time. The folder gets its name when it is whole. This module does not
+import torch.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from facevae.data.sources.source import Source
 from facevae.errors import UserError
 from facevae.storage.atomic import replace_folder, write_bytes
 
-CHUNK_BYTES = 2**21  # pixels that a process decodes at a time
-MAX_LISTED = 20  # bad files that an error names
+CHUNK_BYTES = 2**21  # decoded pixels that one process handles at a time
+MAX_LISTED = 20  # bad images that one error lists
 
 
 def prepare(source: Source, params: DataParams, seed: int, target: Path) -> Manifest:
@@ -31,12 +31,12 @@ def prepare(source: Source, params: DataParams, seed: int, target: Path) -> Mani
     Raises
     ------
     UserError
-        A split that must not be empty would be; or there are bad images and `data.on_bad_image` is "fail": all of
-        them are listed; or a process that decodes images was killed.
+        A split would be empty; there are bad images and `data.on_bad_image` is "fail" (the message lists them); or a
+        decoding process was killed.
     """
     splits = assign_splits(source, params, seed)
     partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a prepare that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     partial.mkdir(parents=True)
     try:
         manifest = _write(source, splits, params, partial)
@@ -48,12 +48,17 @@ def prepare(source: Source, params: DataParams, seed: int, target: Path) -> Mani
 
 
 def assign_splits(source: Source, params: DataParams, seed: int) -> NDArray[np.str_]:
-    """The split of each image of `source`: by its own partition, or by a seeded permutation.
+    """The split of each image of `source`: its official one, or that of a seeded permutation.
 
-    Bad images are not known yet, so which images share a split does not depend on them.
+    Splits are assigned before bad images are known, so they do not depend on which images are bad.
+
+    Raises
+    ------
+    UserError
+        A split would be empty.
     """
     if params.split == "official":
-        assert source.partition is not None  # only sources that have one are let through by the params
+        assert source.partition is not None  # config.checks allows "official" only for sources that have one
         splits = np.array(source.partition)
     else:
         num_images = len(source.names)
@@ -75,7 +80,7 @@ def _check_splits(splits: NDArray[np.str_], params: DataParams) -> None:
         if not (splits == split).any():
             raise UserError(
                 f"data: {len(splits)} images with split {params.split!r}, validation_fraction "
-                f"{params.validation_fraction} and test_fraction {params.test_fraction} leave no {split} image: "
+                f"{params.validation_fraction} and test_fraction {params.test_fraction} leave no {split} images: "
                 "raise data.num_images or the fraction"
             )
 
@@ -121,7 +126,7 @@ def _refuse(source: Source, bad_images: list[tuple[int, str]], params: DataParam
     raise UserError(
         f"{len(bad_images)} of {len(source.names)} images under {params.root} cannot be used:\n"
         + "\n".join(lines)
-        + "\nMend or remove them, or set data.on_bad_image to skip, which lists them in the manifest."
+        + "\nFix or remove them, or set data.on_bad_image to skip them and list them in the manifest."
     )
 
 

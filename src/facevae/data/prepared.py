@@ -1,8 +1,8 @@
-"""The prepared set on disk: uint8 arrays read as memory maps, attributes, and a manifest that says what they are.
+"""The prepared set on disk: images as memory-mapped uint8 arrays, attributes, and a manifest.
 
-Layout of the folder: {train,validation,test}.npy of shape (N, height, width, channels), attributes.csv with one row
-for each image (name, split, then 0 or 1 for each attribute) in the order of the arrays, and manifest.json, which is
-written last.
+The folder holds {train,validation,test}.npy of shape (N, height, width, channels); attributes.csv with one row for
+each image in the order of the arrays (name, split, then 0 or 1 for each attribute); and manifest.json, which is written
+last.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from facevae.config.paths import PREPARED
 from facevae.errors import UserError
-from facevae.storage.atomic import naming
+from facevae.storage.atomic import name_in_errors
 
 MANIFEST = "manifest.json"
 ATTRIBUTES = "attributes.csv"
@@ -39,7 +39,7 @@ class BadFile(BaseModel):
 class Manifest(BaseModel):
     """What a prepared set holds.
 
-    `digest` is the SHA-256 of the arrays' bytes and of attributes.csv: equal digests are equal data.
+    `digest` is the `data_digest` of the arrays and of attributes.csv: equal digests mean equal data.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,12 +55,12 @@ class Manifest(BaseModel):
 
 
 class PreparedSet:
-    """Read access to a prepared set.
+    """Reads a prepared set.
 
     Raises
     ------
     UserError
-        The folder or one of its files is missing, or a file is not what the manifest says.
+        The manifest is missing or damaged. The methods raise it for every other file.
     """
 
     def __init__(self, folder: Path = PREPARED) -> None:
@@ -77,12 +77,12 @@ class PreparedSet:
         return self.manifest.digest
 
     def verified(self) -> Self:
-        """The set itself, once everything has been read and compared with the manifest's digest.
+        """This set, after comparing all arrays and attributes with the manifest's digest.
 
         Raises
         ------
         UserError
-            A bit of the arrays or of the attributes is not as it was written.
+            A file is missing or has changed, even by one bit.
         """
         shape = (self.manifest.image_size, self.manifest.image_size, self.manifest.channels)
         arrays = [hashlib.sha256(self.images(split).data) for split in SPLITS]
@@ -94,28 +94,28 @@ class PreparedSet:
             ) from error
         if data_digest(shape, [part.hexdigest() for part in (*arrays, attributes)]) != self.digest:
             raise UserError(
-                f"{self.folder} is damaged: it is not what its manifest says; run `dvc repro --force prepare`"
+                f"{self.folder} is damaged: its content does not match its manifest; run `dvc repro --force prepare`"
             )
         return self
 
     def images(self, split: SplitName) -> NDArray[np.uint8]:
-        """All images of a split, as a memory map of shape (N, height, width, channels)."""
+        """All images of a split as a memory map (N, height, width, channels)."""
         path = self.folder / f"{split}.npy"
         size, channels = self.manifest.image_size, self.manifest.channels
         expected = (self.manifest.num_images[split], size, size, channels)
         try:
             images: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")
-        except Exception as error:  # NumPy raises errors of every kind for a damaged header
+        except Exception as error:  # NumPy raises all kinds of errors for a damaged header
             raise UserError(f"{path} cannot be read ({error}): run `dvc repro --force prepare`") from error
         if images.shape != expected or images.dtype != np.uint8 or not images.flags.c_contiguous:
             raise UserError(
-                f"{path} holds {images.dtype} of shape {images.shape}, and the manifest says uint8 of shape "
+                f"{path} holds {images.dtype} of shape {images.shape}, but the manifest says uint8 of shape "
                 f"{expected}: run `dvc repro --force prepare`"
             )
         return images
 
     def attributes(self, split: SplitName) -> pd.DataFrame:
-        """Values 0 and 1, one row for each image of the split in the order of `images`, index: names."""
+        """The attributes of a split: values 0 and 1, one row for each image in the order of `images`, index: names."""
         table = self._table
         return table[table["split"] == split].drop(columns="split")
 
@@ -128,23 +128,23 @@ class PreparedSet:
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} cannot be read ({error}): run `dvc repro --force prepare`") from error
         if not is_known.to_numpy().all():
-            raise UserError(f"{path} has other values than 0 and 1: run `dvc repro --force prepare`")
+            raise UserError(f"{path} has values other than 0 and 1: run `dvc repro --force prepare`")
         counts = {split: int((table["split"] == split).sum()) for split in SPLITS}
         if counts != self.manifest.num_images:
             raise UserError(
-                f"{path} has {counts} rows, and the manifest says {self.manifest.num_images}: "
+                f"{path} has {counts} rows, but the manifest says {self.manifest.num_images}: "
                 "run `dvc repro --force prepare`"
             )
         return table
 
 
 def varied_attributes(attributes: pd.DataFrame) -> pd.DataFrame:
-    """The columns of attributes that some images have and some have not."""
+    """The columns of those attributes that some images have and others lack."""
     return attributes.loc[:, attributes.min() < attributes.max()]
 
 
 def data_digest(shape: tuple[int, ...], parts: Iterable[str]) -> str:
-    """The digest of a whole set, from its images' shape and the digests of its arrays and of its attributes."""
+    """SHA-256 of a set's image shape and of the digests of its arrays and attributes."""
     digest = hashlib.sha256(repr(shape).encode())
     for part in parts:
         digest.update(part.encode())
@@ -152,7 +152,10 @@ def data_digest(shape: tuple[int, ...], parts: Iterable[str]) -> str:
 
 
 class ArrayWriter:
-    """A .npy file of uint8 images that grows as chunks arrive, so that nothing but the chunk is in memory."""
+    """Writes a .npy file of uint8 images chunk by chunk, so that only one chunk is in memory.
+
+    `length` and `digest` are the number of images so far and the SHA-256 of their bytes.
+    """
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.length = 0
@@ -166,14 +169,14 @@ class ArrayWriter:
         """Add images of shape (N, *shape)."""
         content = np.ascontiguousarray(images)
         self.digest.update(content.data)
-        with naming(self._path):
+        with name_in_errors(self._path):
             self._file.write(content.data)
         self.length += len(images)
 
     def _write_header(self) -> int:
         self._file.seek(0)
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.length, *self._shape)}
-        np.lib.format.write_array_header_1_0(self._file, header)  # padded by NumPy so that the first axis may grow
+        np.lib.format.write_array_header_1_0(self._file, header)  # padded by NumPy, so that the first axis can grow
         return self._file.tell()
 
     def __enter__(self) -> Self:
@@ -182,8 +185,8 @@ class ArrayWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with naming(self._path), self._file:
+        with name_in_errors(self._path), self._file:
             if self._write_header() != self._header_size:
-                raise RuntimeError("the header of a .npy file changed its size as the array grew")
+                raise RuntimeError("the header of a .npy file changed in size as the array grew")
             self._file.flush()
             os.fsync(self._file.fileno())

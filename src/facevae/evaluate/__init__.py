@@ -1,1 +1,1 @@
-"""What is measured on held-out images."""
+"""Measure a trained model on held-out images."""

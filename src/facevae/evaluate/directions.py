@@ -1,4 +1,4 @@
-"""Directions in latent space that stand for attributes: fit, apply, score, keep. The latent arithmetic."""
+"""Latent arithmetic: fit, apply, score and store the directions in latent space that stand for attributes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from facevae.storage.tensors import read_tensors, require_model, write_tensors
 Directions = dict[str, Tensor]  # by attribute, each (latent_dim,)
 Method = Literal["original", "difference", "balanced", "joint"]
 
-SMALLEST_GROUP = 5  # images: the mean of fewer is mostly noise
+SMALLEST_GROUP = 5  # images; the mean of fewer is mostly noise
 
 
 class DirectionsHeader(BaseModel):
-    """The training whose latent space the directions lie in, and whose edits were found to be the best."""
+    """The fingerprint of the model's training, and the method with the best edits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,14 +31,14 @@ class DirectionsHeader(BaseModel):
 
 @dataclass(frozen=True)
 class FittedDirections:
-    """The directions by each method, and the method whose edits were found to be the best."""
+    """The directions that each method found, and the method with the best edits."""
 
     by_method: dict[Method, Directions]
     best: Method
 
 
 def fit_directions(means: Tensor, attributes: pd.DataFrame, original_lambda: float) -> dict[Method, Directions]:
-    """The directions by each method, of every attribute that some images have and some have not.
+    """Fit directions by each method, for every attribute that varies between the images.
 
     Parameters
     ----------
@@ -47,12 +47,12 @@ def fit_directions(means: Tensor, attributes: pd.DataFrame, original_lambda: flo
     attributes
         Values 0 and 1, one row an image.
     original_lambda
-        The weight of the mean without the attribute in the original's formula.
+        Weight of the mean without the attribute in the original's formula.
     """
     varied = varied_attributes(attributes)
-    has = torch.from_numpy(varied.to_numpy(dtype=bool, copy=True))
+    has = torch.from_numpy(varied.to_numpy(dtype=bool, copy=True))  # (N, num_attributes)
     names = list(varied.columns)
-    fitted: dict[Method, Tensor] = {
+    fitted: dict[Method, Tensor] = {  # each (num_attributes, latent_dim)
         "original": _mean_with(means, has) - original_lambda * _mean_with(means, ~has),
         "difference": _mean_with(means, has) - _mean_with(means, ~has),
         "balanced": _balanced_difference(means, has),
@@ -62,20 +62,20 @@ def fit_directions(means: Tensor, attributes: pd.DataFrame, original_lambda: flo
 
 
 def _mean_with(means: Tensor, has: Tensor) -> Tensor:
-    """For each attribute the mean latent of the images that have it, (num_attributes, latent_dim).
+    """Mean latent of the images that have each attribute, (num_attributes, latent_dim).
 
-    The mean with less the mean without is the attribute vector of Larsen et al. 2016, arXiv 1512.09300, section 3.2: a
-    step of 1 leads from the average image without the attribute to the average one with it.
+    The mean with the attribute minus the mean without it is the attribute vector of Larsen et al. 2016, arXiv
+    1512.09300, section 3.2. A step of 1 leads from the average image without the attribute to the average with it.
     """
     return (has.double().T @ means.double() / has.sum(0)[:, None]).float()
 
 
 def _balanced_difference(means: Tensor, has: Tensor) -> Tensor:
-    """The difference of means with the attribute that is most correlated with each held in balance.
+    """The difference of means, balanced over the other attribute that correlates most with each.
 
-    It is the mean of the differences among the images that have that other attribute and among those that have not,
-    as if each combination were equally frequent (White 2016, arXiv 1609.04468, section 3.3). Where a combination is
-    rarer than five images, the next attribute in the order of correlation is taken.
+    It is the mean of two differences: among the images with the other attribute, and among those without it, as if
+    each combination were equally frequent (White 2016, arXiv 1609.04468, section 3.3). If a combination has fewer than
+    five images, the next attribute in the order of correlation is tried; without any, the plain difference stays.
     """
     vectors = _mean_with(means, has) - _mean_with(means, ~has)
     correlation = has.double().T.corrcoef().abs().reshape(len(vectors), len(vectors))
@@ -90,9 +90,10 @@ def _balanced_difference(means: Tensor, has: Tensor) -> Tensor:
 
 
 def _joint_effects(means: Tensor, has: Tensor) -> Tensor:
-    """What each attribute adds to the latent while all others stay: least squares of the latents on all attributes.
+    """Least squares of the latents on all attributes: what each adds to the latent while the others stay the same.
 
-    Attributes that determine each other share their effect: a ridge of one image's weight makes the answer unique.
+    A ridge with the weight of one image makes the solution unique: attributes that determine each other share the
+    effect.
     """
     centred = has.double() - has.double().mean(0)
     gram = centred.T @ centred + torch.eye(has.shape[1], dtype=torch.float64)
@@ -101,20 +102,21 @@ def _joint_effects(means: Tensor, has: Tensor) -> Tensor:
 
 
 def edit(latent: Tensor, direction: Tensor, strength: float) -> Tensor:
-    """Latents (..., latent_dim) moved along a direction (latent_dim,)."""
+    """Move latents (..., latent_dim) along a direction, (latent_dim,) or one for each."""
     return latent + strength * direction
 
 
 def auc_table(means: Tensor, attributes: pd.DataFrame, fitted: Mapping[Method, Directions]) -> pd.DataFrame:
-    """How well each direction ranks images that it was not fitted on.
+    """How well each direction ranks images that it was not fitted to.
 
     Returns
     -------
     pandas.DataFrame
         attribute, num_with, num_without, and for each method the area under the ROC curve of the projection on its
-        direction (0.5 is chance); by falling mean over the methods. Attributes that these images share are left out.
+        direction (0.5 is chance). The attribute with the highest mean over the methods comes first. Attributes that do
+        not vary in these images are left out.
     """
-    from sklearn.metrics import roc_auc_score  # a second of imports, for which the command need not wait
+    from sklearn.metrics import roc_auc_score  # a second of imports, which the command line does without
 
     rows = []
     for name in fitted["difference"]:
@@ -128,7 +130,7 @@ def auc_table(means: Tensor, attributes: pd.DataFrame, fitted: Mapping[Method, D
 
 
 def save_directions(path: Path, fitted: FittedDirections, *, fingerprint: str) -> None:
-    """Write the directions of the model whose training has this fingerprint."""
+    """Write the directions; `fingerprint` identifies the training of their model."""
     tensors = {
         f"{method}/{name}": vector
         for method, directions in fitted.by_method.items()
@@ -138,28 +140,28 @@ def save_directions(path: Path, fitted: FittedDirections, *, fingerprint: str) -
 
 
 def load_directions(path: Path, *, fingerprint: str) -> FittedDirections:
-    """Read the directions, and see that they belong to the model whose training has this fingerprint.
+    """Read the directions of the model whose training has this fingerprint.
 
     Raises
     ------
     UserError
         The file is missing or damaged, or belongs to another model.
     """
-    remedy = "make it by `dvc repro evaluate`, or name another file of directions"
+    remedy = "run `dvc repro evaluate`, or name another file of directions"
     tensors, header = read_tensors(path, DirectionsHeader, remedy=remedy)
     require_model(path, header.fingerprint, fingerprint)
     by_method: dict[Method, Directions] = {method: {} for method in get_args(Method)}
     for key, vector in tensors.items():
         method, _, name = key.partition("/")
         if method not in by_method or vector.ndim != 1 or vector.dtype != torch.float32:
-            raise UserError(f"{path} holds no directions of this version of facevae: make it by `dvc repro evaluate`")
+            raise UserError(f"{path} is not of this version of facevae. Run `dvc repro evaluate`")
         by_method[method][name] = vector
     return FittedDirections(by_method, header.best)
 
 
 def direction_of(directions: Directions, attribute: str) -> Tensor:
-    """The direction of an attribute, or a `UserError` that lists those there are."""
+    """The direction of an attribute, or a `UserError` that lists the known attributes."""
     if attribute not in directions:
         known = ", ".join(sorted(directions)) or "none, since the set has no attributes"
-        raise UserError(f"no attribute {attribute!r}; there are: {known}")
+        raise UserError(f"unknown attribute {attribute!r}. Known attributes: {known}")
     return directions[attribute]

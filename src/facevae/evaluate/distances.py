@@ -1,7 +1,6 @@
-"""How near drawn images come to real ones, and whether they repeat them; without any downloaded network.
+"""Distances between sets of images, sharpness, and nearest neighbours.
 
-Images are uint8 (N, height, width, channels), memory maps too. Features are one row for each image, from whatever
-network saw them.
+Images are uint8 (N, height, width, channels); memory maps work too. Features are one row per image, from any network.
 """
 
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from torch.nn import functional
 from facevae.errors import UserError
 from facevae.model.pixels import BATCH_SIZE, batches_of
 
-GREY = torch.tensor([0.299, 0.587, 0.114])  # Rec. 601, as in Pillow's mode "L"
+GREY = torch.tensor([0.299, 0.587, 0.114])  # Rec. 601, as Pillow's mode "L"
 LAPLACIAN = torch.tensor([[[[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]]])
 
 
@@ -23,7 +22,7 @@ def sharpness(images: NDArray[np.uint8]) -> float:
     """Variance of the Laplacian of the grey image, in [0, 1] units, mean over images.
 
     Pech-Pacheco et al. 2000 ("Diatom autofocusing in brightfield microscopy"), with the Laplacian of four neighbours,
-    only where it lies wholly inside the image.
+    at every pixel but those on the border.
     """
     weights = GREY if images.shape[-1] == 3 else torch.ones(1)
     variances = []
@@ -34,30 +33,30 @@ def sharpness(images: NDArray[np.uint8]) -> float:
 
 
 def sharpness_ratio(samples: NDArray[np.uint8], images: NDArray[np.uint8]) -> float:
-    """Sharpness of samples relative to that of images: below 1 they are blurred, above 1 noisy.
+    """Sharpness of samples over that of images: below 1 the samples are blurred, above 1 noisy.
 
     Raises
     ------
     UserError
-        Each of the images is of one colour.
+        Every image is of a single colour, so there is no sharpness to compare with.
     """
     if (reference := sharpness(images)) == 0:
         raise UserError(
-            "data: each of the held-out images is of one colour, against which no sharpness can be measured"
+            "data: every held-out image is of a single colour, so sharpness cannot be measured. Use other images"
         )
     return sharpness(samples) / reference
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Squared Fréchet distance between Gaussians fitted to features (N, D) and (M, D), in squared units of these.
+    """Squared Fréchet distance between Gaussians fitted to features (N, D) and (M, D), in squared feature units.
 
-    Heusel et al. 2017, arXiv 1706.08500, equation 6, with unbiased covariances as in their code. It falls with the
-    number of features: compare distances between sets of the same sizes only.
+    Heusel et al. 2017, arXiv 1706.08500, equation 6, with unbiased covariances as in their code. The distance falls as
+    N and M grow, so compare only distances between sets of the same sizes.
     """
     mean_a, root_a = _gaussian(features_a)
     mean_b, root_b = _gaussian(features_b)
     # A^T A and B^T B are the covariances. The trace of the root of their product is the sum of the singular values of
-    # A B^T, which needs no root of an ill-conditioned matrix, and so no full rank.
+    # A B^T. So no root of an ill-conditioned matrix is needed, and the covariances need not have full rank.
     overlap = torch.linalg.matrix_norm(root_a @ root_b.T, ord="nuc")
     return float((mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * overlap)
 
@@ -65,8 +64,8 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy of features (N, D) and (M, D), with the kernel (x . y / D + 1)^3.
 
-    Bińkowski et al. 2018, arXiv 1801.01401, section 3 and equation 4. Its mean does not depend on the number of
-    features, and for equal distributions is 0, so it may be negative.
+    Bińkowski et al. 2018, arXiv 1801.01401, section 3 and equation 4. Its expectation does not depend on N and M, and
+    is 0 for equal distributions; so it may be negative.
     """
     a, b = features_a.double(), features_b.double()
     within = (_kernel_mean_without_diagonal(features) for features in (a, b))
@@ -74,22 +73,22 @@ def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
 
 
 def nearest_neighbours(queries: Tensor, references: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """The nearest reference of each query by Euclidean distance.
+    """Find the nearest reference of each query by Euclidean distance.
 
     Parameters
     ----------
     queries
         Images or features (N, ...).
     references
-        Batches (batch, ...) of the same kind, such as `batches_of(images, ...)` or `features.split(1000)`; only one
-        of them is held at a time.
+        Batches (batch, ...) of the same kind, such as `batches_of(images, ...)` or `features.split(1000)`. Only one
+        batch is in memory at a time.
 
     Returns
     -------
     tuple
         Indices (N,) into all references, int64, and distances (N,), float64.
     """
-    points = queries.flatten(1).double()  # the distance of equal images would be far from 0 in float32
+    points = queries.flatten(1).double()  # in float32, equal images would be far from distance 0
     distances = torch.full_like(points[:, 0], torch.inf)
     indices = torch.zeros_like(distances, dtype=torch.int64)
     start = 0
@@ -102,7 +101,7 @@ def nearest_neighbours(queries: Tensor, references: Iterable[Tensor]) -> tuple[T
 
 
 def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) of features (N, D), and a matrix A with at most D rows whose A^T A is their covariance; float64."""
+    """Mean (D,) of features (N, D), and A with at most D rows such that A^T A is their covariance; float64."""
     mean = features.double().mean(0)
     centred = (features.double() - mean) / (len(features) - 1) ** 0.5
     return mean, torch.linalg.qr(centred, mode="r").R
@@ -114,7 +113,7 @@ def _kernel_sum(a: Tensor, b: Tensor) -> float:
 
 
 def _kernel_mean_without_diagonal(features: Tensor) -> float:
-    """Mean of the kernel over all pairs of two different rows."""
+    """Mean of the kernel over all pairs of different rows."""
     num_features, dimension = features.shape
     diagonal = float((features.square().sum(1) / dimension + 1).pow(3).sum())
     return (_kernel_sum(features, features) - diagonal) / (num_features * (num_features - 1))

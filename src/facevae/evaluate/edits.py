@@ -1,10 +1,10 @@
-"""Latent arithmetic, measured: held-out images are edited and a classifier judges what changed and what did not.
+"""Measure latent arithmetic: edit held-out images, and let a classifier judge what changed and what did not.
 
-Every edited image is compared with its own reconstruction, never with the original, so that what the model cannot draw
-is not taken for an effect of the edit.
+Each edited image is compared with its own reconstruction, not with the original, so the errors of the reconstruction do
+not count as effects of the edit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from facevae.config.schema import EvaluateParams
 from facevae.evaluate.directions import Directions, Method, edit
 from facevae.evaluate.judge import THRESHOLD, Classifier, judge
 from facevae.evaluate.reconstruction import ssim
@@ -21,66 +22,59 @@ from facevae.model.inference import decode_all, encode_all
 from facevae.model.pixels import to_unit_range
 from facevae.model.vae import VAE
 
-RANDOM = "random"  # the control: for each image a direction that means nothing, as long as the difference of means
+RANDOM = "random"  # the control: a random direction for each image, with the length of the difference of means
 
-Strengths = dict[str, float]  # by attribute
+Strengths = dict[str, float]  # one for each attribute
 
 INTERVAL = (2.5, 97.5)  # percentiles
 KEY = ("attribute", "method", "strength")
-COLUMNS = (
-    *KEY,
-    "success",
-    "success_low",
-    "success_high",
-    "leakage",
-    "selectivity",
-    "ssim",
-    "cycle_error",
-    "num_images",
-)
+SCORES = ("success", "success_low", "success_high", "leakage", "selectivity", "ssim", "cycle_error", "num_images")
+COLUMNS = (*KEY, *SCORES)
 CHANGE_COLUMNS = (*KEY, "judged", "change")
 
 
 @dataclass(frozen=True)
 class EditStudy:
-    """What edits did.
+    """The effects of edits, as the classifier judges them.
+
+    An image counts only if the classifier judges its reconstruction correctly: with the edited attribute if the image
+    has it, without it otherwise. An attribute without such images has no rows.
 
     Attributes
     ----------
     table
-        One row for each attribute, method and strength: success (share of images judged to have changed as asked, of
-        those whose reconstruction was judged not to be so yet), success_low and success_high (95 % bootstrap interval
-        over images), leakage (share of all other attributes of these images that were judged to have changed),
-        selectivity (success less leakage), ssim (of the edited image with its reconstruction), cycle_error (distance
-        from the edited latent to that which the edited image is encoded to, relative to the edited latent's length) and
-        num_images. There are no rows of an attribute that no reconstruction shows as its image has it.
+        One row per attribute, method and strength. success: share of images whose edited attribute changed;
+        success_low and success_high: its 95 % bootstrap interval over images; leakage: share of the other attributes
+        that changed, over these images; selectivity: success - leakage; ssim: between the edited image and its
+        reconstruction; cycle_error: distance between the edited latent and the encoding of the edited image, over the
+        length of the edited latent; num_images.
     changes
-        One row for each row of the table and each attribute: judged (which), change (of its probability, towards what
-        was asked for of the edited attribute; mean over images).
+        One row per row of the table and attribute. judged: this attribute; change: of its probability, mean over
+        images, with the sign reversed for images that lose the edited attribute.
     """
 
     table: pd.DataFrame
     changes: pd.DataFrame
 
     def best_method(self) -> Method:
-        """The method, not being the control, with the highest mean over attributes of its best selectivity."""
+        """The method whose best selectivity has the highest mean over attributes; never the control."""
         if self.table.empty:
             return "difference"
         best = self.table.groupby(["method", "attribute"])["selectivity"].max().groupby("method").mean()
         return cast("Method", best.drop(RANDOM).idxmax())
 
     def best_strengths(self, method: Method) -> Strengths:
-        """For each attribute the strength at which a method has its highest selectivity."""
+        """The strength with the highest selectivity of a method, for each attribute."""
         own = self.table[self.table["method"] == method]
         best = own.loc[own.groupby("attribute")["selectivity"].idxmax()]
         return dict(zip(best["attribute"], best["strength"], strict=True))
 
     def at(self, strengths: Strengths) -> pd.DataFrame:
-        """The rows of the table, of all methods and the control, at one strength for each attribute."""
+        """The rows of all methods and the control at each attribute's strength."""
         return _rows_at(self.table, strengths)
 
     def leakage(self, strengths: Strengths, method: Method) -> pd.DataFrame:
-        """The changes by one method at one strength for each attribute; index: edited, columns: judged attributes."""
+        """The changes by one method at each attribute's strength; index: edited, columns: judged attributes."""
         changes = _rows_at(self.changes, strengths)
         own = changes[changes["method"] == method]
         return own.pivot_table(index="attribute", columns="judged", values="change", sort=False)
@@ -96,58 +90,52 @@ def study_edits(
     images: NDArray[np.uint8],
     attributes: pd.DataFrame,
     directions: Mapping[Method, Directions],
-    edited: Sequence[str],
-    strengths: Sequence[float],
+    params: EvaluateParams,
     *,
-    num_images: int,
-    num_bootstraps: int,
-    batch_size: int,
     seed: int,
 ) -> EditStudy:
-    """Give attributes to images that lack them and take them from images that have them, and judge what comes out.
+    """Edit each of `params.attributes`: add it to images that lack it, remove it from images that have it.
 
     Parameters
     ----------
     images, attributes
-        Held-out images (N, height, width, channels) and their attributes.
+        Held-out images, uint8 (N, height, width, channels), and their attributes. At most the first
+        `params.num_edited_images` with an attribute, and as many without it, are edited.
     directions
-        By method, the difference of means among them. The control is added.
-    edited
-        The attributes to edit.
-    strengths
-        Multiples of the direction, positive: forwards where an image lacks the attribute, backwards where it has it.
-    num_images
-        How many images, at most, to take of each kind for each attribute: the first that there are.
+        By method; "difference" is required. The control is added to them.
+    seed
+        Determines the control and the bootstraps.
     """
     rows: list[dict[str, object]] = []
     changes: list[dict[str, object]] = []
     control, bootstraps = (np.random.default_rng([seed, index]) for index in range(2))
-    for attribute in edited:
+    for attribute in params.attributes:
         has = attributes[attribute].to_numpy(dtype=bool)
-        chosen = np.sort(np.concatenate([np.flatnonzero(has)[:num_images], np.flatnonzero(~has)[:num_images]]))
-        subjects = _Subjects(model, classifier, np.array(images[chosen]), has[chosen], attribute, batch_size)
+        groups = [np.flatnonzero(group)[: params.num_edited_images] for group in (has, ~has)]
+        chosen = np.sort(np.concatenate(groups))
+        subjects = _Subjects(model, classifier, np.array(images[chosen]), has[chosen], attribute, params.batch_size)
         if len(subjects.latent) == 0:
             continue
         judged: dict[str, Tensor] = {method: fitted[attribute] for method, fitted in directions.items()}
         judged[RANDOM] = _random_directions(subjects.latent, judged["difference"].norm(), control)
         for method, direction in judged.items():
-            for strength in strengths:
+            for strength in params.strengths:
                 key = {"attribute": attribute, "method": method, "strength": strength}
-                row, change = subjects.judge_edit(direction, strength, bootstraps, num_bootstraps)
+                row, change = subjects.judge_edit(direction, strength, bootstraps, params.num_bootstraps)
                 rows.append(key | row)
                 changes.extend(key | {"judged": name, "change": value} for name, value in change.items())
     return EditStudy(pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(changes, columns=CHANGE_COLUMNS))
 
 
 def _random_directions(latent: Tensor, length: Tensor, generator: np.random.Generator) -> Tensor:
-    """One for each latent (N, latent_dim): a single one for all might by chance mean something."""
+    """One per latent (N, latent_dim), since a single one for all could stand for something by chance."""
     noise = torch.from_numpy(generator.standard_normal(latent.shape)).to(latent.dtype)
     directions: Tensor = noise * (length / noise.norm(dim=1, keepdim=True))
     return directions
 
 
 class _Subjects:
-    """The images whose reconstruction is judged as it should be before an edit: with the attribute, or without it."""
+    """The images whose edits count: the classifier judges the attribute in their reconstruction correctly."""
 
     def __init__(
         self,
@@ -168,18 +156,18 @@ class _Subjects:
         kept = (probabilities[:, self.column] > THRESHOLD) == torch.from_numpy(has)
         self.latent, self.probabilities = latent[kept], probabilities[kept]
         self.pictures = pictures[kept.numpy()]
-        self.sign = torch.from_numpy(np.where(has, -1.0, 1.0)).float()[kept, None]  # towards what is asked for
+        self.sign = torch.from_numpy(np.where(has, -1.0, 1.0)).float()[kept, None]  # (N, 1); 1 adds, -1 removes
 
     def judge_edit(
         self, direction: Tensor, strength: float, generator: np.random.Generator, num_bootstraps: int
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """A row of the table without its key, and the mean change of each attribute's probability.
+        """Scores of an edit, and the mean change of each attribute's probability.
 
-        The direction is (latent_dim,), or (N, latent_dim) with one for each image.
+        The direction is (latent_dim,), or (N, latent_dim) with one per image.
         """
         latent = edit(self.latent, self.sign * direction, strength)
         pictures = decode_all(self.model, latent, self.batch_size)
-        probabilities = judge(self.classifier, pictures, self.batch_size).probabilities
+        probabilities = judge(self.classifier, pictures, self.batch_size).probabilities  # (N, num_attributes)
         has_flipped = (probabilities > THRESHOLD) != (self.probabilities > THRESHOLD)
         success = has_flipped[:, self.column].double().numpy()
         others = torch.arange(has_flipped.shape[1]) != self.column

@@ -1,19 +1,22 @@
-"""All that the evaluate stage measures, and what it fits to the training posteriors on the way."""
+"""Everything that the evaluate stage measures, and what it fits to the training posteriors."""
 
 import logging
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
 
 from facevae.config.checks import require_known
 from facevae.config.schema import EvaluateParams
 from facevae.data.prepared import PreparedSet, SplitName
 from facevae.errors import UserError
-from facevae.evaluate.directions import Directions, FittedDirections, Method, auc_table, fit_directions
+from facevae.evaluate.directions import FittedDirections, Method, auc_table, fit_directions
 from facevae.evaluate.edits import RANDOM, EditStudy, Strengths, study_edits
-from facevae.evaluate.judge import Classifier, Judgement, judge, skill_table
-from facevae.evaluate.latent import active_units, aggregate_kl_nats, latent_table
-from facevae.evaluate.likelihood import calibrated_log_sigma, likelihood_table
+from facevae.evaluate.judge import Classifier, judge, skill_table
+from facevae.evaluate.latent import latent_metrics, latent_table
+from facevae.evaluate.likelihood import calibrated_log_sigma, likelihood_metrics, likelihood_table
 from facevae.evaluate.reconstruction import mean_squared_error, reconstruction_metrics
 from facevae.evaluate.samples import Samplers
 from facevae.model.binarization import binarize
@@ -23,30 +26,44 @@ from facevae.model.vae import VAE, Posterior
 from facevae.priors.fitting import FittedPriors, fit_priors
 from facevae.storage.tables import require_finite
 
-MAX_CALIBRATION_IMAGES = 5000  # training images that the calibrated sigma is taken from
-LOWEST_SKILL = 0.5  # recall or specificity of the classifier, below which it cannot judge an attribute's edits
+MAX_CALIBRATION_IMAGES = 5000  # training images that determine the calibrated sigma
+LOWEST_SKILL = 0.5  # recall and specificity that the classifier needs to judge an attribute's edits
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured on a split, and what was fitted for it.
+    """Measurements on a split, and what was fitted for them.
 
     Attributes
     ----------
     metrics
-        Numbers by name, as docs/parameters.md explains them.
+        Numbers by name; docs/parameters.md explains them.
     tables
-        By the name of their file.
+        Tables by file name.
     priors, directions
-        Fitted to the training posteriors, and the best of them chosen on the validation images.
+        Fitted to the training posteriors; the validation images choose the best of them.
     """
 
     metrics: dict[str, float]
     tables: dict[str, pd.DataFrame]
     priors: FittedPriors
     directions: FittedDirections
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Images of a split, uint8 (N, height, width, channels), with their attributes and posteriors.
+
+    `originals` have all intensities, like decoded pictures, and are what the classifier takes. `images` are what the
+    model takes: the same, or black and white.
+    """
+
+    originals: NDArray[np.uint8]
+    images: NDArray[np.uint8]
+    attributes: pd.DataFrame
+    posteriors: Posterior
 
 
 def evaluate(
@@ -63,30 +80,44 @@ def evaluate(
     Raises
     ------
     UserError
-        `evaluate.attributes` names one that the training images do not vary in, a split has fewer than two images or
-        images of another shape than the model takes, or the model is so unstable that something is not finite.
+        `evaluate.attributes` names an attribute that does not vary in the training images; a split has fewer than two
+        images, or images of another shape than the model takes; or a result is not finite, since training exploded.
     """
     require_known("evaluate.attributes", params.attributes, classifier.attributes)
     names: tuple[SplitName, ...] = ("train", "validation", params.split)
-    splits = {name: _Split(model, header, prepared, name, params.batch_size, seed) for name in dict.fromkeys(names)}
+    splits = {name: _encode_split(model, header, prepared, name, params, seed) for name in dict.fromkeys(names)}
     train, validation, held_out = (splits[name] for name in names)
     priors = fit_priors(train.posteriors, validation.posteriors, seed=seed)
     directions = fit_directions(train.posteriors.mean, train.attributes, params.original_lambda)
-    measure = _Measure(model, header, classifier, params, seed)
-    likelihood = measure.likelihood(train, held_out, priors)
+    likelihood = likelihood_table(
+        model,
+        held_out.images,
+        held_out.posteriors,
+        header.likelihood,
+        _log_sigmas(model, header, train, params, seed),
+        priors.priors,
+        num_importance_samples=params.num_importance_samples,
+        batch_size=params.batch_size,
+        seed=seed,
+    )
     judgement = judge(classifier, held_out.originals, params.batch_size)
-    skill = measure.skill(judgement, held_out.attributes)
+    skill = skill_table(judgement, classifier.attributes, held_out.attributes)
+    _warn_of_poor_judge(skill, params)
     shown = held_out.originals, judgement.features, held_out.posteriors
     samplers = Samplers(model, classifier, priors, *shown, params, seed=seed)
     samples = samplers.compared(train.originals)
-    chosen = measure.edits(validation, directions)
-    edits = chosen if params.split == "validation" else measure.edits(held_out, directions)
-    best_method = chosen.best_method()
-    strengths = chosen.best_strengths(best_method)
+    studies = {
+        name: study_edits(model, classifier, split.images, split.attributes, directions, params, seed=seed)
+        for name, split in splits.items()
+        if name != "train"
+    }
+    best_method = studies["validation"].best_method()
+    strengths = studies["validation"].best_strengths(best_method)
+    edits = studies[params.split]
     metrics = {
         **reconstruction_metrics(model, held_out.images, held_out.posteriors, batch_size=params.batch_size, seed=seed),
-        **_likelihood_metrics(likelihood, priors.best),
-        **_latent_metrics(held_out.posteriors),
+        **likelihood_metrics(likelihood, priors.best),
+        **latent_metrics(held_out.posteriors),
         **{str(name): value for name, value in samples.to_dict("index")[priors.best].items()},
         "neighbour_distance_ratio": samplers.neighbour_distance_ratio(train.originals),
         **({} if skill.empty else {"classifier_auc": float(skill["classifier_auc"].mean())}),
@@ -106,124 +137,48 @@ def evaluate(
     return Evaluation(metrics, tables, priors, FittedDirections(directions, best_method))
 
 
-class _Split:
-    """Images (N, height, width, channels) of a split, their attributes and posteriors.
-
-    `originals` are in all intensities, as the classifier and every decoded picture has them; `images` are what the
-    model takes, and black and white where it is trained on such.
-    """
-
-    def __init__(
-        self, model: VAE, header: CheckpointHeader, prepared: PreparedSet, name: SplitName, batch_size: int, seed: int
-    ) -> None:
-        self.originals = prepared.images(name)
-        self.images = binarize(self.originals, header.binarization, seed)
-        if len(self.images) < 2:
-            raise UserError(f"the {name} split has {len(self.images)} image(s), and evaluate needs two or more")
-        require_shape(self.images, header)
-        self.attributes = prepared.attributes(name)
-        self.posteriors = encode_all(model, self.images, batch_size)
-        require_finite({"the mean of the posteriors": float(self.posteriors.mean.sum())}, f"the {name} split")
+def _encode_split(
+    model: VAE, header: CheckpointHeader, prepared: PreparedSet, name: SplitName, params: EvaluateParams, seed: int
+) -> _Split:
+    originals = prepared.images(name)
+    images = binarize(originals, header.binarization, seed)
+    if len(images) < 2:
+        raise UserError(f"the {name} split has {len(images)} image(s), but evaluate needs two. Use more images")
+    require_shape(images, header)
+    posteriors = encode_all(model, images, params.batch_size)
+    require_finite({"the mean of the posteriors": float(posteriors.mean.sum())}, f"the {name} split")
+    return _Split(originals, images, prepared.attributes(name), posteriors)
 
 
-class _Measure:
-    """The measures that go through the decoder, with what they share."""
+def _log_sigmas(
+    model: VAE, header: CheckpointHeader, train: _Split, params: EvaluateParams, seed: int
+) -> dict[str, Tensor]:
+    """The trained log sigma, and for a Gaussian the one calibrated on training images."""
+    log_sigmas = {"trained": model.log_sigma.detach().cpu()}
+    if header.likelihood != "bernoulli":
+        images, posteriors = train.images[:MAX_CALIBRATION_IMAGES], train.posteriors[:MAX_CALIBRATION_IMAGES]
+        error = mean_squared_error(model, images, posteriors, batch_size=params.batch_size, seed=seed)
+        log_sigmas["calibrated"] = calibrated_log_sigma(error, images[0].size)
+    return log_sigmas
 
-    def __init__(
-        self, model: VAE, header: CheckpointHeader, classifier: Classifier, params: EvaluateParams, seed: int
-    ) -> None:
-        self.model = model
-        self.header = header
-        self.classifier = classifier
-        self.params = params
-        self.seed = seed
 
-    def likelihood(self, train: _Split, held_out: _Split, priors: FittedPriors) -> pd.DataFrame:
-        """`likelihood_table` at the sigma trained with and at the one calibrated on training images."""
-        log_sigmas = {"trained": self.model.log_sigma.detach().cpu()}
-        if self.header.likelihood != "bernoulli":
-            some = slice(MAX_CALIBRATION_IMAGES)
-            error = mean_squared_error(
-                self.model,
-                train.images[some],
-                train.posteriors[some],
-                batch_size=self.params.batch_size,
-                seed=self.seed,
+def _warn_of_poor_judge(skill: pd.DataFrame, params: EvaluateParams) -> None:
+    """Name the edited attributes that the classifier does not recognise well enough to judge their edits."""
+    for name in skill.index.intersection(list(params.attributes)):
+        recall, specificity = skill.loc[name, ["classifier_recall", "classifier_specificity"]]
+        if min(recall, specificity) < LOWEST_SKILL:
+            logger.warning(
+                "the classifier cannot judge %s: it recognises %.0f %% of the %s images with it and %.0f %% of those "
+                "without it. Raise classifier.epochs, or use more images",
+                name,
+                100 * recall,
+                params.split,
+                100 * specificity,
             )
-            log_sigmas["calibrated"] = calibrated_log_sigma(error, train.images[0].size)
-        return likelihood_table(
-            self.model,
-            held_out.images,
-            held_out.posteriors,
-            self.header.likelihood,
-            log_sigmas,
-            priors.priors,
-            num_importance_samples=self.params.num_importance_samples,
-            batch_size=self.params.batch_size,
-            seed=self.seed,
-        )
-
-    def skill(self, judgement: Judgement, attributes: pd.DataFrame) -> pd.DataFrame:
-        """`skill_table` of the classifier, which a warning tells of where it cannot judge the edits."""
-        table = skill_table(judgement, self.classifier.attributes, attributes)
-        for name in table.index.intersection(list(self.params.attributes)):
-            recall, specificity = table.loc[name, ["classifier_recall", "classifier_specificity"]]
-            if min(recall, specificity) < LOWEST_SKILL:
-                logger.warning(
-                    "the classifier is no judge of %s: of the %s images it finds %.0f %% of those with it, and %.0f %% "
-                    "of those without it. Raise classifier.epochs, or take more images",
-                    name,
-                    self.params.split,
-                    100 * recall,
-                    100 * specificity,
-                )
-        return table
-
-    def edits(self, split: _Split, directions: dict[Method, Directions]) -> EditStudy:
-        """`study_edits` as the params have it."""
-        return study_edits(
-            self.model,
-            self.classifier,
-            split.images,
-            split.attributes,
-            directions,
-            self.params.attributes,
-            self.params.strengths,
-            num_images=self.params.num_edited_images,
-            num_bootstraps=self.params.num_bootstraps,
-            batch_size=self.params.batch_size,
-            seed=self.seed,
-        )
-
-
-def _likelihood_metrics(table: pd.DataFrame, best_prior: str) -> dict[str, float]:
-    """The bounds of the model as it was trained, and the bits that a calibrated sigma and the best prior bring."""
-    rows = {(row.pop("sigma"), row.pop("prior")): row for row in table.to_dict("records")}
-    sigma = "calibrated" if ("calibrated", "normal") in rows else "trained"
-    bits = "importance_weighted_bits_per_dimension"
-    return {
-        **{str(name): value for name, value in rows["trained", "normal"].items()},
-        "calibrated_bits_per_dimension": rows[sigma, "normal"][bits],
-        "fitted_prior_bits_per_dimension": rows[sigma, best_prior][bits],
-    }
-
-
-def _latent_metrics(posteriors: Posterior) -> dict[str, float]:
-    num_active = active_units(posteriors.mean)
-    if num_active == 0:
-        logger.warning(
-            "the posterior has collapsed: no latent dimension is active, and every reconstruction is the same picture. "
-            "Lower train.beta, or raise train.kl_warmup_epochs"
-        )
-    return {
-        "active_units": num_active,
-        "aggregate_kl_nats": aggregate_kl_nats(posteriors),
-        "posterior_collapsed": int(num_active == 0),
-    }
 
 
 def _edit_metrics(edits: EditStudy, strengths: Strengths, method: Method) -> dict[str, float]:
-    """Means over attributes, of a method and of the control, at strengths by attribute, where there are edits."""
+    """Means over attributes of a method and of the control, at each attribute's strength; empty without edits."""
     rows = edits.at(strengths)
     if rows.empty:
         return {}

@@ -1,7 +1,7 @@
-"""Features of the Inception network, by which the literature's FID is defined, from weights that the user has.
+"""Features of the Inception network, which the FID of the literature uses, with weights that the user provides.
 
-Nothing is downloaded. The network is torch-fidelity's, which reproduces that of the original TensorFlow code (Heusel
-et al. 2017, arXiv 1706.08500); the weights are those that it and pytorch-fid use, pt_inception-2015-12-05.
+Nothing is downloaded. The network is torch-fidelity's, a port of the original TensorFlow code (Heusel et al. 2017,
+arXiv 1706.08500). The weights are pt_inception-2015-12-05, which torch-fidelity and pytorch-fid use.
 """
 
 import pickle
@@ -21,7 +21,7 @@ class Inception:
     Raises
     ------
     UserError
-        The file is missing, or holds anything but the weights of this network, or torch-fidelity is not installed.
+        The file is missing or does not have the weights of this network, or torch-fidelity is not installed.
     """
 
     def __init__(self, weights: Path, batch_size: int, device: torch.device) -> None:
@@ -29,16 +29,16 @@ class Inception:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError:
             raise UserError(
-                "evaluate.inception_weights needs torch-fidelity: install facevae[fid], or set it to null"
+                "evaluate.inception_weights needs torch-fidelity. Install facevae[fid], or set the key to null"
             ) from None
         try:
-            torch.load(weights, weights_only=True)  # torch-fidelity itself would unpickle whatever is there
+            torch.load(weights, weights_only=True)  # raises before torch-fidelity unpickles the file
             network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
         except FileNotFoundError:
-            raise UserError(f"evaluate.inception_weights: {weights} is missing; null leaves the FID out") from None
+            raise UserError(f"evaluate.inception_weights: {weights} is missing; null skips the FID") from None
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError, TypeError) as error:
             raise UserError(
-                f"evaluate.inception_weights: {weights} does not hold the weights pt_inception-2015-12-05: {error}"
+                f"evaluate.inception_weights: {weights} does not have the weights pt_inception-2015-12-05: {error}"
             ) from error
         self._network = network.to(device)
         self._batch_size = batch_size
@@ -46,9 +46,10 @@ class Inception:
 
     @torch.no_grad()
     def features(self, images: NDArray[np.uint8]) -> Tensor:
-        """Features (N, 2048) of images (N, height, width, channels), which the network enlarges to 299 x 299."""
+        """Features (N, 2048) of uint8 images (N, height, width, channels); the network resizes them to 299 x 299."""
         features = []
         for start in range(0, len(images), self._batch_size):
             batch = torch.from_numpy(np.array(images[start : start + self._batch_size])).to(self._device)
-            features.append(self._network(batch.permute(0, 3, 1, 2).expand(-1, 3, -1, -1))[0].cpu())
+            colour = batch.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)  # (batch, 3, height, width)
+            features.append(self._network(colour)[0].cpu())
         return torch.cat(features)

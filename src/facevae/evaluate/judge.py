@@ -1,6 +1,6 @@
-"""A small classifier of the set's attributes: it judges edited images, and its features tell samples from images.
+"""A small classifier of the set's attributes. It judges edited images; distances of samples use its features.
 
-It stands in for a network that would have to be downloaded, and is trained on the training images alone.
+It is trained on the training images only, so no pretrained network has to be downloaded.
 """
 
 import itertools
@@ -23,14 +23,14 @@ from facevae.errors import UserError
 from facevae.model.pixels import batches_of
 from facevae.storage.tensors import build_module, read_tensors, write_tensors
 
-WIDTHS = (32, 64, 128, 128)  # and so on with the last for large images
-MAP_SIZE = 4  # pixels, about, of the last feature maps of large images
+WIDTHS = (32, 64, 128, 128)  # channels of each block; for large images the last repeats
+MAP_SIZE = 4  # smallest size in pixels of the last feature maps of large images
 DROPOUT = 0.2
-THRESHOLD = 0.5  # an attribute of a higher probability is there
+THRESHOLD = 0.5  # an image has an attribute if its probability is higher
 
 
 class ClassifierHeader(BaseModel):
-    """What a file of a classifier says of itself: the images it takes, and the names of its outputs."""
+    """The images that a classifier takes, the names of its outputs, and the prepared set that it was trained on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,10 +41,10 @@ class ClassifierHeader(BaseModel):
 
 
 class Classifier(nn.Module):
-    """Images (batch, channel, height, width) in [0, 1] to one logit for each attribute, (batch, num_attributes).
+    """Images (batch, channel, height, width) in [0, 1] to one logit per attribute, (batch, num_attributes).
 
-    Each block halves the images, and there is one more for each doubling of `image_size`, so that the means over the
-    last feature maps are always those of large parts of the face.
+    Each block halves the feature maps. Large images get one more block per doubling of `image_size`, so each pixel of
+    the last maps always sees a large part of the face.
     """
 
     def __init__(self, image_size: int, image_channels: int, attributes: tuple[str, ...]) -> None:
@@ -65,13 +65,13 @@ class Classifier(nn.Module):
             )
         )
         self.dropout = nn.Dropout(DROPOUT)
-        with warnings.catch_warnings(action="ignore"):  # of no weights to draw, where there are no attributes
+        with warnings.catch_warnings(action="ignore"):  # a set without attributes leaves no weights to draw
             self.logits = nn.Linear(WIDTHS[-1], len(attributes))
         self.to(memory_format=torch.channels_last)
 
     def features(self, images: Tensor) -> Tensor:
-        """The means over the last feature maps, (batch, num_features)."""
-        maps: Tensor = self.blocks(images)
+        """Means over the last feature maps, (batch, num_features)."""
+        maps: Tensor = self.blocks(images)  # (batch, num_features, height, width)
         return maps.mean((2, 3)).float()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a classifier makes of N images: `features` (N, num_features) and `probabilities` (N, num_attributes)."""
+    """A classifier's output for N images: `features` (N, num_features), `probabilities` (N, num_attributes)."""
 
     features: Tensor
     probabilities: Tensor
@@ -89,7 +89,7 @@ class Judgement:
 
 @torch.no_grad()
 def judge(classifier: Classifier, images: NDArray[np.uint8], batch_size: int) -> Judgement:
-    """Features and probabilities of images (N, height, width, channels), on the CPU."""
+    """Features and probabilities of uint8 images (N, height, width, channels), on the CPU."""
     device = next(classifier.parameters()).device
     features = torch.cat([classifier.features(batch).cpu() for batch in batches_of(images, batch_size, device)])
     logits = functional.linear(features, classifier.logits.weight.cpu(), classifier.logits.bias.cpu())
@@ -97,23 +97,23 @@ def judge(classifier: Classifier, images: NDArray[np.uint8], batch_size: int) ->
 
 
 def skill_table(judgement: Judgement, judged: Sequence[str], attributes: pd.DataFrame) -> pd.DataFrame:
-    """How well a classifier knows attributes by images that it was not trained on.
+    """How well a classifier recognises attributes in images that it was not trained on.
 
     Parameters
     ----------
     judgement, judged
-        Of N images, and the names of the attributes that its probabilities are of.
+        Its judgement of N images, and the attributes in the order of its probabilities.
     attributes
-        What the images really have: values 0 and 1, one row an image.
+        The true attributes: values 0 and 1, one row an image.
 
     Returns
     -------
     pandas.DataFrame
         index attribute; classifier_auc (area under the ROC curve of its probability), classifier_recall (share of the
-        images with the attribute that it finds) and classifier_specificity (share of those without it that it finds to
-        be so). Attributes that these images share are left out.
+        images with the attribute that it recognises) and classifier_specificity (the same for the images without it).
+        Attributes that do not vary in these images are left out.
     """
-    from sklearn.metrics import roc_auc_score  # a second of imports, for which the classifier stage need not wait
+    from sklearn.metrics import roc_auc_score  # a second of imports, which the classifier stage does without
 
     rows = {}
     for name, probability in zip(judged, judgement.probabilities.T.numpy(), strict=True):
@@ -127,7 +127,7 @@ def skill_table(judgement: Judgement, judged: Sequence[str], attributes: pd.Data
 
 
 def save_classifier(path: Path, classifier: Classifier, *, data_digest: str) -> None:
-    """Write a classifier that was trained on the prepared set of this digest."""
+    """Write a classifier; `data_digest` identifies the prepared set that it was trained on."""
     header = ClassifierHeader(
         image_size=classifier.image_size,
         image_channels=classifier.image_channels,
@@ -138,16 +138,18 @@ def save_classifier(path: Path, classifier: Classifier, *, data_digest: str) -> 
 
 
 def load_classifier(path: Path, *, data_digest: str) -> Classifier:
-    """Read a classifier, in evaluation mode on the CPU, and see that it was trained on the set of this digest.
+    """Read a classifier, in evaluation mode on the CPU, that was trained on the prepared set with this digest.
 
     Raises
     ------
     UserError
-        The file is missing or damaged, or belongs to another set.
+        The file is missing or damaged, or was trained on another set.
     """
-    tensors, header = read_tensors(path, ClassifierHeader, remedy="make it by `dvc repro classifier`")
+    tensors, header = read_tensors(path, ClassifierHeader, remedy="run `dvc repro classifier`")
     sizes = header.image_size, header.image_channels
     classifier = build_module(path, lambda: Classifier(*sizes, header.attributes), tensors)
     if header.data_digest != data_digest:
-        raise UserError(f"{path} was trained on another set ({header.data_digest}, not {data_digest}): train it anew")
+        raise UserError(
+            f"{path} was trained on another set ({header.data_digest}, not {data_digest}). Run `dvc repro classifier`"
+        )
     return classifier

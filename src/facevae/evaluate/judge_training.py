@@ -1,4 +1,4 @@
-"""Training of the attribute classifier."""
+"""Train the attribute classifier."""
 
 import math
 from collections.abc import Iterator
@@ -29,20 +29,20 @@ def train_classifier(
     *,
     seed: int,
 ) -> Classifier:
-    """Train with Adam and a cosine schedule on the cross-entropy of all attributes together.
+    """Train on the cross-entropy of all attributes, with Adam and the 1-cycle schedule.
 
-    Half of the images of each batch are blurred and all are mirrored or not at random, so that the judgement does not
-    turn on the fine grain that a reconstruction lacks.
+    Each image is blurred with probability 1/2 and mirrored with probability 1/2. Blur keeps the classifier from relying
+    on fine detail, which reconstructions lack.
 
     Parameters
     ----------
     images
-        Shape (N, height, width, channels).
+        uint8 (N, height, width, channels).
     attributes
-        Values 0 and 1, one row an image; those that all images share are left out, and where none is left the network
-        stays as it was drawn.
+        Values 0 and 1, one row an image. An attribute that does not vary is left out; with none left, the network keeps
+        its initial weights.
     seed
-        Determines the initial weights, the order of the images and what is done to them.
+        Determines the initial weights, the order of the images, and which are blurred and mirrored.
 
     Raises
     ------
@@ -73,16 +73,15 @@ def train_classifier(
                 bar.update(len(chosen))
     if not all(torch.isfinite(tensor).all() for tensor in classifier.state_dict().values()):
         raise UserError(
-            "the training of the classifier has exploded: lower classifier.learning_rate, or set train.precision to "
-            "float32"
+            "the training of the classifier exploded. Lower classifier.learning_rate, or set train.precision to float32"
         )
     return classifier.cpu().eval()
 
 
 def one_cycle(learning_rate: float, num_steps: int) -> Iterator[tuple[float, float]]:
-    """The learning rate and Adam's beta1 of each step: up to `learning_rate` in 0.3 of the steps, then down to nothing.
+    """Yield each step's learning rate and Adam's beta1: the rate rises for 30 % of the steps, then falls to almost 0.
 
-    The 1-cycle policy (arXiv 1708.07120), with the cosines and the numbers of PyTorch's `OneCycleLR`.
+    The 1-cycle policy (arXiv 1708.07120), with the cosines and constants of PyTorch's `OneCycleLR`.
     """
     peak, end = 0.3 * num_steps - 1, num_steps - 1
     for step in range(num_steps):
@@ -94,10 +93,11 @@ def one_cycle(learning_rate: float, num_steps: int) -> Iterator[tuple[float, flo
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (batch, channel, height, width), of which a random half is blurred and a random half mirrored."""
+    """Blur and mirror images (batch, channel, height, width), each with probability 1/2."""
     size = images.shape[-1]
     halved = functional.interpolate(images, size=size // 2, mode="bilinear", antialias=True)
     blurred = functional.interpolate(halved, size=size, mode="bilinear")
-    is_blurred, is_mirrored = (torch.rand(2, len(images), 1, 1, 1, generator=generator) < 0.5).to(images.device)
+    chances = torch.rand(2, len(images), 1, 1, 1, generator=generator)
+    is_blurred, is_mirrored = (chances < 0.5).to(images.device)  # each (batch, 1, 1, 1)
     images = torch.where(is_blurred, blurred, images)
     return torch.where(is_mirrored, images.flip(3), images)

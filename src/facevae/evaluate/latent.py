@@ -1,4 +1,6 @@
-"""Whether the latent is used, and how far the latents of images are from the prior that samples are drawn from."""
+"""How much of the latent is in use, and how far the aggregate posterior is from N(0, I)."""
+
+import logging
 
 import numpy as np
 import pandas as pd
@@ -8,17 +10,19 @@ from torch import Tensor
 from facevae.model import objective
 from facevae.model.vae import Posterior
 
-ACTIVE_VARIANCE = 0.01
+ACTIVE_VARIANCE = 0.01  # a unit is active if the variance of its posterior means is higher
+
+logger = logging.getLogger(__name__)
 
 
 def latent_table(posteriors: Posterior) -> pd.DataFrame:
-    """The latent dimensions by falling KL.
+    """List the latent dimensions, the one with the highest KL first.
 
     Returns
     -------
     pandas.DataFrame
-        rank (from 1), dimension (from 0), kl_nats, mean_variance (of the posteriors' means), and the moments of the
-        aggregate posterior, which the prior has at 0 and 1: aggregate_mean, aggregate_variance.
+        rank (from 1), dimension (from 0), kl_nats (mean over images), mean_variance (of the posterior means), and the
+        moments of the aggregate posterior: aggregate_mean (0 for the prior), aggregate_variance (1 for the prior).
     """
     mean, covariance = posteriors.aggregate_moments()
     columns = {
@@ -34,8 +38,23 @@ def latent_table(posteriors: Posterior) -> pd.DataFrame:
     return table
 
 
+def latent_metrics(posteriors: Posterior) -> dict[str, float]:
+    """How much of the latent is in use; warns of a collapsed posterior."""
+    num_active = active_units(posteriors.mean)
+    if num_active == 0:
+        logger.warning(
+            "the posterior has collapsed: no latent dimension is active, so all reconstructions are the same picture. "
+            "Lower train.beta, or raise train.kl_warmup_epochs"
+        )
+    return {
+        "active_units": num_active,
+        "aggregate_kl_nats": aggregate_kl_nats(posteriors),
+        "posterior_collapsed": int(num_active == 0),
+    }
+
+
 def active_units(means: Tensor) -> int:
-    """How many latent dimensions have posterior means (N, latent_dim) that vary by more than 0.01.
+    """Count the latent dimensions whose posterior means (N, latent_dim) have a variance above 0.01.
 
     Burda et al. 2016, arXiv 1509.00519, section 5.2.
     """
@@ -43,9 +62,9 @@ def active_units(means: Tensor) -> int:
 
 
 def aggregate_kl_nats(posteriors: Posterior) -> float:
-    """KL divergence from N(0, I) of the Gaussian that has the moments of the aggregate posterior.
+    """KL divergence from N(0, I), in nats, of the Gaussian with the moments of the aggregate posterior.
 
-    It is what the prior's mean and covariance alone are wrong by; 0 where samples from it fall where images lie.
+    It is 0 if the prior has the mean and the covariance of the latents of images.
     """
     mean, covariance = posteriors.aggregate_moments()
     return float(0.5 * (covariance.trace() + mean @ mean - len(mean) - torch.logdet(covariance)))

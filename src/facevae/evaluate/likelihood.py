@@ -1,4 +1,4 @@
-"""Bounds of the log-likelihood of held-out images, whose pixels are discrete: one of 256 levels, or black and white."""
+"""Bounds of the log-likelihood of held-out images with discrete pixels: 256 levels, or black and white."""
 
 import math
 from collections.abc import Mapping
@@ -17,9 +17,10 @@ from facevae.priors.normal import Prior
 
 
 def calibrated_log_sigma(squared_error: float, num_values: int) -> Tensor:
-    """The log sigma under which a mean squared error, summed over the values of an image, is most likely.
+    """The log sigma that maximises the likelihood of images with this mean squared error.
 
-    It is the optimum in closed form of arXiv 2006.13202, equation 6, floored as in training.
+    The error is summed over the `num_values` values of an image. The optimum is closed-form (arXiv 2006.13202, equation
+    6), with the same floor as in training.
     """
     return torch.tensor(max(0.5 * math.log(squared_error / num_values), objective.LOG_SIGMA_FLOOR))
 
@@ -37,18 +38,18 @@ def likelihood_table(
     batch_size: int,
     seed: int,
 ) -> pd.DataFrame:
-    """The evidence lower bound and the importance-weighted bound, means over images, for each scale and prior.
+    """The evidence lower bound and the importance-weighted bound, means over images, for each sigma and prior.
 
-    With K latents drawn from each posterior q the weights are w = P(image | latent) p(latent) / q(latent); the bounds
-    are the means of log w (arXiv 1312.6114, equation 2) and of the log of the mean w (arXiv 1509.00519, equation 8),
-    which rises with K towards log P(image).
+    K latents are drawn from each posterior q. Each has the weight w = P(image | latent) p(latent) / q(latent). The
+    evidence lower bound is the mean of log w (arXiv 1312.6114, equation 2). The importance-weighted bound is the log
+    of the mean w (arXiv 1509.00519, equation 8); it rises with K towards log P(image).
 
     Parameters
     ----------
     images, posteriors
-        Shape (N, height, width, channels), and what the model makes of them, on the CPU.
+        uint8 (N, height, width, channels), and their posteriors on the CPU.
     log_sigmas
-        Scales of the Gaussian to evaluate under, by name; a Bernoulli has none, and takes no notice.
+        The Gaussian's log sigmas to evaluate, by name. A Bernoulli ignores them.
     priors
         Distributions over the latent, by name.
 
@@ -56,15 +57,15 @@ def likelihood_table(
     -------
     pandas.DataFrame
         sigma, prior, elbo_nats, elbo_bits_per_dimension, importance_weighted_nats,
-        importance_weighted_bits_per_dimension. The nats are those of the bound, the higher the better; the bits those
-        that a code of the image needs for each value, the lower the better.
+        importance_weighted_bits_per_dimension. Nats are those of the bound: higher is better. Bits are what a code
+        needs for each value of an image: lower is better.
     """
     generator = torch.Generator().manual_seed(seed)
     keys = [(sigma, prior) for sigma in log_sigmas for prior in priors]
-    sums = {key: torch.zeros(len(images)) for key in keys}
-    log_sums = {key: torch.full((len(images),), -math.inf) for key in keys}
+    sums = {key: torch.zeros(len(images)) for key in keys}  # of log w, for each image
+    log_sums = {key: torch.full((len(images),), -math.inf) for key in keys}  # log of the sum of w
     for _ in range(num_importance_samples):
-        latent = posteriors.sample(generator)
+        latent = posteriors.sample(generator)  # (N, latent_dim)
         nats = _nats(model, images, latent, likelihood, log_sigmas, batch_size)
         log_density = posteriors.log_density(latent)
         log_ratios = {name: prior.log_prob(latent) - log_density for name, prior in priors.items()}
@@ -83,6 +84,18 @@ def likelihood_table(
     return pd.DataFrame(rows, columns=["sigma", "prior", *columns])
 
 
+def likelihood_metrics(table: pd.DataFrame, best_prior: str) -> dict[str, float]:
+    """The bounds at the trained sigma, and the bits with a calibrated sigma and with the best prior."""
+    rows = {(row.pop("sigma"), row.pop("prior")): row for row in table.to_dict("records")}
+    sigma = "calibrated" if ("calibrated", "normal") in rows else "trained"
+    bits = "importance_weighted_bits_per_dimension"
+    return {
+        **{str(name): value for name, value in rows["trained", "normal"].items()},
+        "calibrated_bits_per_dimension": rows[sigma, "normal"][bits],
+        "fitted_prior_bits_per_dimension": rows[sigma, best_prior][bits],
+    }
+
+
 def _nats(
     model: VAE,
     images: NDArray[np.uint8],
@@ -91,7 +104,7 @@ def _nats(
     log_sigmas: Mapping[str, Tensor],
     batch_size: int,
 ) -> dict[str, Tensor]:
-    """-log P(image | latent) for each scale, (N,) on the CPU."""
+    """-log P(image | latent) for each sigma, or an upper bound of it, (N,) on the CPU."""
     nats: dict[str, list[Tensor]] = {name: [] for name in log_sigmas}
     for batch, reconstruction in reconstructed(model, images, latent, batch_size):
         for name, log_sigma in log_sigmas.items():

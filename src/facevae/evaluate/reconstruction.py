@@ -1,6 +1,6 @@
-"""How well a trained model redraws images: the terms of the objective, and how alike the pictures are.
+"""How well a trained model reconstructs images: the terms of the objective, PSNR and SSIM.
 
-Each metric is the mean over all images of a split, and depends on the batch size by rounding only.
+Each metric is a mean over images, and depends on the batch size by rounding only.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ def reconstruction_metrics(
 ) -> dict[str, float]:
     """Measure reconstructions of images (N, height, width, channels) from their posteriors.
 
-    The squared error is that of `mean_squared_error`; PSNR and SSIM take the posterior's mean.
+    The squared error is `mean_squared_error`; PSNR and SSIM decode the posterior's mean.
     """
     error = mean_squared_error(model, images, posteriors, batch_size=batch_size, seed=seed)
     kl = float(objective.kl_nats(posteriors).double().mean())
@@ -34,9 +34,9 @@ def reconstruction_metrics(
 def mean_squared_error(
     model: VAE, images: NDArray[np.uint8], posteriors: Posterior, *, batch_size: int, seed: int
 ) -> float:
-    """The squared error summed over an image's values, mean over images (N, height, width, channels).
+    """Squared error in [0, 1] units, summed over an image's values, mean over images (N, height, width, channels).
 
-    One latent is drawn from each posterior, with noise that `seed` fixes for each image.
+    One latent is drawn from each posterior; `seed` determines the noise.
     """
     drawn = posteriors.sample(torch.Generator().manual_seed(seed))
     errors = [
@@ -54,20 +54,20 @@ def psnr_db(reconstruction: Tensor, images: Tensor) -> Tensor:
 def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
     """Structural similarity of each image, averaged over channels and windows, shape (batch,).
 
-    Wang et al. 2004 ("Image quality assessment"), equation 13, with their window of 11 x 11 pixels weighted by a
-    Gaussian of 1.5 pixels, only where it lies wholly inside the image. Images smaller than the window get the largest
-    odd window that fits.
+    Wang et al. 2004 ("Image quality assessment"), equation 13, with their window of 11 x 11 pixels, weighted by a
+    Gaussian of 1.5 pixels, at every place where it lies wholly inside the image. Smaller images get the largest odd
+    window that fits.
     """
     channels, size = images.shape[1], min(11, images.shape[-1] - 1 + images.shape[-1] % 2)
     offsets = torch.arange(size, device=images.device) - size // 2
     weights = torch.exp(-offsets.square() / (2 * 1.5**2))
-    row = (weights / weights.sum()).expand(channels, 1, 1, size)
+    row = (weights / weights.sum()).expand(channels, 1, 1, size)  # one filter per channel, as conv2d takes them
     column = row.transpose(2, 3)
 
     def local_mean(values: Tensor) -> Tensor:
         return functional.conv2d(functional.conv2d(values, row, groups=channels), column, groups=channels)
 
-    mean_x, mean_y = local_mean(reconstruction), local_mean(images)
+    mean_x, mean_y = local_mean(reconstruction), local_mean(images)  # (batch, channel, height - size + 1, ...)
     variance_x = local_mean(reconstruction.square()) - mean_x.square()
     variance_y = local_mean(images.square()) - mean_y.square()
     covariance = local_mean(reconstruction * images) - mean_x * mean_y

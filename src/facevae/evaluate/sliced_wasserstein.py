@@ -1,4 +1,4 @@
-"""The sliced Wasserstein distance of two sets of images: how differently they are made up of patches, at each scale."""
+"""The sliced Wasserstein distance of two sets of images: how much their patches differ, scale by scale."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ from facevae.model.pixels import BATCH_SIZE, batches_of
 
 SMALLEST_LEVEL = 16  # pixels
 PATCH_SIZE = 7  # pixels
-NUM_PATCHES = 2**15  # of each set and level, however many images it has
+NUM_PATCHES = 2**15  # per set and level, whatever the number of images
 NUM_DIRECTIONS = 256
-FLAT = 1e-5  # patches of a smaller deviation hold nothing but rounding: images in [0, 1] move by 1/255
+FLAT = 1e-5  # a smaller deviation of patches is rounding only: images in [0, 1] change in steps of 1/255
 
 BINOMIAL = torch.tensor([1, 4, 6, 4, 1]) / 16
 
 
 @dataclass(frozen=True)
 class SlicedWasserstein:
-    """The distance x 1000 at each level of the pyramid, by the level's size in pixels, finest first."""
+    """The distance x 1000 at each level of the pyramid; the key is the level's size in pixels, finest first."""
 
     levels: dict[int, float]
 
@@ -33,21 +33,21 @@ class SlicedWasserstein:
 def sliced_wasserstein_distance(
     images: NDArray[np.uint8], samples: NDArray[np.uint8], *, seed: int
 ) -> SlicedWasserstein:
-    """How differently two sets of square images are made up of 7 x 7 patches, at each scale.
+    """Compare the 7 x 7 patches of two sets of square images (N, height, width, channels), scale by scale.
 
-    Karras et al. 2018, arXiv 1710.10196, section 5: levels of a Laplacian pyramid down to 16 pixels, or the image
-    itself where that is smaller; each set's patches normalised by that set's own mean and deviation of each channel,
-    so that neither brightness nor contrast counts. Both sets give equally many patches, from the same places and in
-    the same directions, so the distance of a set to itself is 0. Two sets of real images are not at 0, and are
-    farther apart the smaller they are: compare distances between sets of the same sizes only.
+    Karras et al. 2018, arXiv 1710.10196, section 5. The scales are the levels of a Laplacian pyramid down to 16 pixels;
+    a smaller image is its own only level. Each set's patches are normalised by the mean and deviation of each channel
+    in that set, so brightness and contrast do not count. Both sets give the same number of patches, from the same
+    places, projected on the same directions: the distance of a set to itself is 0. Two sets of real images have a
+    positive distance, larger for smaller sets, so compare only distances between sets of the same sizes.
 
     Raises
     ------
     ValueError
-        The images of the two sets differ in size or channels.
+        The two sets differ in image size or channels.
     """
     if images.shape[1:] != samples.shape[1:]:
-        raise ValueError(f"images are {images.shape[1:]} and samples {samples.shape[1:]}: they must be alike")
+        raise ValueError(f"images are {images.shape[1:]}, samples {samples.shape[1:]}: the shapes must be equal")
     generator = np.random.default_rng(seed)
     sizes = _level_sizes(images.shape[1])
     corners = [generator.integers(0, size - PATCH_SIZE + 1, (NUM_PATCHES, 2)) for size in sizes]
@@ -60,12 +60,12 @@ def sliced_wasserstein_distance(
 
 
 def sorted_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Wasserstein-1 distance between equally many values on a line, mean over rows: both (num_rows, num_values)."""
+    """Wasserstein-1 distance between two sets of values on a line, mean over rows, both (num_rows, num_values)."""
     return float(np.abs(np.sort(a) - np.sort(b)).mean(dtype=np.float64))
 
 
 def laplacian_pyramid(images: Tensor, num_levels: int) -> list[Tensor]:
-    """What each level adds to the next coarser one, finest first, and last the coarsest image itself.
+    """The detail that each level adds to the next coarser one, finest first; the last level is the coarsest image.
 
     Burt and Adelson 1983 ("The Laplacian pyramid as a compact image code"), on images (N, channel, height, width).
     """
@@ -80,7 +80,7 @@ def laplacian_pyramid(images: Tensor, num_levels: int) -> list[Tensor]:
 
 
 def _level_sizes(size: int) -> list[int]:
-    """Pixels of each level of the pyramid, finest first."""
+    """Size of each level of the pyramid in pixels, finest first."""
     sizes = [size]
     while (half := (sizes[-1] + 1) // 2) >= SMALLEST_LEVEL:
         sizes.append(half)
@@ -88,26 +88,26 @@ def _level_sizes(size: int) -> list[int]:
 
 
 def _patches(images: NDArray[np.uint8], corners: list[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
-    """Normalised patches of each level (NUM_PATCHES, values), spread evenly over the images."""
-    owner = np.arange(NUM_PATCHES) * len(images) // NUM_PATCHES
+    """Normalised patches of each level, (NUM_PATCHES, num_values), spread evenly over the images."""
+    owner = np.arange(NUM_PATCHES) * len(images) // NUM_PATCHES  # the image of each patch
     levels: list[list[Tensor]] = [[] for _ in corners]
     for i, batch in enumerate(batches_of(images, BATCH_SIZE, torch.device("cpu"))):
         chosen = owner // BATCH_SIZE == i
         rows = owner[chosen] % BATCH_SIZE
         for patches, level, corner in zip(levels, laplacian_pyramid(batch, len(corners)), corners, strict=True):
-            windows = level.unfold(2, PATCH_SIZE, 1).unfold(3, PATCH_SIZE, 1)
+            windows = level.unfold(2, PATCH_SIZE, 1).unfold(3, PATCH_SIZE, 1)  # (batch, channel, y, x, 7, 7)
             patches.append(windows[rows, :, *corner[chosen].T])
     return [_normalised(torch.cat(patches)) for patches in levels]
 
 
 def _normalised(patches: Tensor) -> NDArray[np.float32]:
-    """Patches (num_patches, channel, height, width) as rows, each channel of mean 0 and variance 1."""
+    """Patches (num_patches, channel, 7, 7) as rows, each channel with mean 0 and variance 1."""
     deviation, mean = torch.std_mean(patches, (0, 2, 3), correction=0, keepdim=True)
     rows: NDArray[np.float32] = ((patches - mean) / deviation.clamp(min=FLAT)).flatten(1).numpy()
     return rows
 
 
 def _blurred(images: Tensor) -> Tensor:
-    """Images smoothed by the binomial filter of 5 x 5 pixels, mirrored at the border."""
+    """Smooth images by the binomial filter of 5 x 5 pixels, mirrored at the border."""
     window = torch.outer(BINOMIAL, BINOMIAL).expand(images.shape[1], 1, 5, 5)
     return functional.conv2d(functional.pad(images, (2, 2, 2, 2), "reflect"), window, groups=images.shape[1])

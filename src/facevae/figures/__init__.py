@@ -1,1 +1,1 @@
-"""What the pictures show, and how they are drawn."""
+"""What the pictures show, drawing, and PNG."""

@@ -1,4 +1,4 @@
-"""Curves, maps and clouds of points as PNG: what the numbers of a run look like."""
+"""Draw the numbers of a run as PNG: curves, bars, scatter plots and matrices."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,9 +25,9 @@ def save_losses(path: Path, history: pd.DataFrame) -> None:
 
 
 def draw_losses(history: pd.DataFrame) -> Figure:
-    """Total, reconstruction and KL over the epochs, for training and validation.
+    """Plot the loss and its two terms over the epochs, for training and validation.
 
-    The epoch of the lowest validation loss, whose weights are kept, is marked.
+    The best epoch, whose weights are kept, is marked: it has the lowest validation loss.
     """
     figure = Figure(figsize=(10.5, 3.4), dpi=DPI, layout="constrained")
     best_row = history.iloc[int(history["validation_loss"].to_numpy().argmin())]
@@ -40,7 +40,7 @@ def draw_losses(history: pd.DataFrame) -> Figure:
         label = f"Best epoch ({best_epoch}): {best:.1f}"
         axes.plot(best_epoch, best, "o", color="tab:orange", markersize=5, label=label)
         values = history[[f"train_{column}", f"validation_{column}"]]
-        if len(history) > 2:  # the first epoch would squeeze all others
+        if len(history) > 2:  # the first epoch would flatten all others
             later = values.iloc[1:].to_numpy()
             margin = 0.08 * (later.max() - later.min()) + 1e-9
             axes.set_ylim(later.min() - margin, later.max() + margin)
@@ -61,7 +61,7 @@ def save_latent_map(
     names: Sequence[str],
     axis_labels: tuple[str, str],
 ) -> None:
-    """Draw the decoded plane beside the scatter of the images' posterior means in it.
+    """Draw a decoded plane of the latent space beside a scatter plot of the images' posterior means.
 
     Parameters
     ----------
@@ -70,9 +70,9 @@ def save_latent_map(
     points
         Coordinates of the images in the plane, (N, 2).
     categories
-        For each image the position in `names` that colours it; -1 for none.
+        Index into `names` for each image, which decides its colour; -1 for none. Shape (N,).
     axis_labels
-        What the two coordinates are.
+        Names of the two coordinates.
     """
     figure = Figure(figsize=(12, 5.6), dpi=DPI, layout="constrained")
     plane, scatter = figure.subplots(1, 2, width_ratios=(1, 1.15))
@@ -80,7 +80,7 @@ def save_latent_map(
     plane.set(xticks=[], yticks=[], title="Decoded plane", xlabel=axis_labels[0], ylabel=axis_labels[1])
     for category in range(-1, len(names)):
         colour = OTHERS if category < 0 else f"C{category}"
-        label = "none of these" if category < 0 else names[category]
+        label = "other" if category < 0 else names[category]
         chosen = points[categories == category]
         if len(chosen):
             scatter.scatter(*chosen.T, s=6, color=colour, alpha=0.7, linewidths=0, label=label)
@@ -92,12 +92,12 @@ def save_latent_map(
 
 
 def save_latent_health(path: Path, table: pd.DataFrame, draws: NDArray[np.float32]) -> None:
-    """Draw how much each latent dimension says, and how the latents of images lie against the prior.
+    """Draw the KL and the aggregate moments of each latent dimension, and compare drawn latents with the prior.
 
     Parameters
     ----------
     table
-        As `latent_health.latent_table` makes it.
+        The result of `evaluate.latent.latent_table`.
     draws
         One latent from the posterior of each image, (N, latent_dim).
     """
@@ -109,24 +109,24 @@ def save_latent_health(path: Path, table: pd.DataFrame, draws: NDArray[np.float3
         moments.plot(table["rank"], table[column], ".", color=colour, label=column.removeprefix("aggregate_"))
     for level, colour in ((0, "tab:blue"), (1, "tab:orange")):
         moments.axhline(level, color=colour, linewidth=1, linestyle=":")
-    moments.set(title="Aggregate posterior; dotted: the prior")
+    moments.set(title="Aggregate posterior (dotted: prior)")
     moments.legend(fontsize=8)
     for axes in (kl, moments):
-        axes.set_xlabel("Latent dimension, by falling KL")
+        axes.set_xlabel("Latent dimensions, sorted by KL")
     limit = max(4.0, float(np.quantile(np.abs(draws), 0.999)))
     values = np.linspace(-limit, limit, 161)
     density.hist(draws.ravel(), bins=80, range=(-limit, limit), density=True, color="tab:blue", label="all dimensions")
     density.plot(values, np.exp(-0.5 * values**2) / np.sqrt(2 * np.pi), color="tab:orange", label="prior")
-    density.set(title="Latents drawn for held-out images", xlabel="value", ylabel="density")
+    density.set(title="Latents of held-out images", xlabel="value", ylabel="density")
     density.legend(fontsize=8)
     save_figure(figure, path)
 
 
 def save_strengths(path: Path, table: pd.DataFrame, best_method: str) -> None:
-    """Draw the success of edits over their strength, a panel for each attribute and a curve for each method.
+    """Plot the success of edits over their strength, with one panel per attribute and one curve per method.
 
-    The band is the bootstrap interval of the best method, the dashed curve its leakage; `table` is that of an
-    `edits.EditStudy`.
+    The band is the bootstrap interval of the best method; the dashed curve is its leakage. `table` comes from
+    `evaluate.edits.EditStudy`.
     """
     attributes = list(table["attribute"].unique())
     num_columns = min(4, len(attributes))
@@ -152,14 +152,14 @@ def save_strengths(path: Path, table: pd.DataFrame, best_method: str) -> None:
         axes.grid(alpha=0.25)
     for axes in panels[len(attributes) :]:
         axes.set_visible(False)
-    figure.supxlabel("Strength: multiples of the direction", fontsize=10)
-    figure.supylabel("Share of edits that succeed", fontsize=10)
+    figure.supxlabel("Strength (multiples of the direction)", fontsize=10)
+    figure.supylabel("Share of successful edits", fontsize=10)
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     save_figure(figure, path)
 
 
 def save_leakage(path: Path, changes: pd.DataFrame) -> None:
-    """Draw what an edit of each attribute (rows) does to the probability of every attribute (columns)."""
+    """Draw how an edit of each attribute (rows) changes the probability of every attribute (columns)."""
     num_rows, num_columns = changes.shape
     figure = Figure(figsize=(2.6 + 0.32 * num_columns, 2.4 + 0.32 * num_rows), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -169,11 +169,11 @@ def save_leakage(path: Path, changes: pd.DataFrame) -> None:
     for row, attribute in enumerate(changes.index):
         column = list(changes.columns).index(attribute)
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
-    axes.set(ylabel="Edited", title="Change of what the classifier sees")
-    figure.colorbar(image, ax=axes, shrink=0.8, label="probability")
+    axes.set(ylabel="Edited", title="Change in the classifier's probability")
+    figure.colorbar(image, ax=axes, shrink=0.8)
     save_figure(figure, path)
 
 
 def in_words(names: Iterable[str]) -> list[str]:
-    """The names of attributes as people write them."""
+    """Replace the underscores in names of attributes by spaces."""
     return [name.replace("_", " ") for name in names]

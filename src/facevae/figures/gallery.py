@@ -1,4 +1,4 @@
-"""The pictures of the figures stage: what each shows, taken from what the stages before have left behind."""
+"""The figures stage: draw each picture from the results of the earlier stages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,14 +38,14 @@ FIGURES = (
     "latent_health",
     "latent_map",
 )
-COLUMNS = 12
-MANIFOLD_STEPS = 15
-MAX_POINTS = 4000
+COLUMNS = 12  # images in a row of samples
+MANIFOLD_STEPS = 15  # images along each side of the latent map
+MAX_POINTS = 4000  # images whose latents are drawn
 
 
 @dataclass(frozen=True)
 class Results:
-    """A trained model, what was fitted to its latents, the set, and the tables of training and evaluation."""
+    """A trained model, its priors and directions, the prepared set, and the tables of training and evaluation."""
 
     model: VAE
     header: CheckpointHeader
@@ -59,12 +59,12 @@ class Results:
 
 
 def load_results() -> Results:
-    """All of it, from where the stages write it.
+    """Read the results of the earlier stages.
 
     Raises
     ------
     UserError
-        A file is missing, damaged or not what a stage writes: the message names the stage to run again.
+        A file is missing, damaged or not written by its stage. The message names the stage to run.
     """
     model, header = checkpoint.load(MODEL)
     return Results(
@@ -81,18 +81,20 @@ def load_results() -> Results:
 
 
 def render_all(folder: Path, results: Results, params: FiguresParams, seed: int) -> None:
-    """Write the figures into a folder, each under its name in `FIGURES`.
+    """Write the figures into a folder, one PNG for each name in `FIGURES`.
 
     Raises
     ------
     UserError
-        `figures` names an attribute that the set does not have, or a split of fewer than two images or of images of
+        `figures` names an attribute that the set does not have, or a split that has fewer than two images or images of
         another shape than the model takes.
     """
     model, prepared = results.model, results.prepared
     images = binarize(prepared.images(params.split), results.header.binarization, seed)
     if len(images) < 2:
-        raise UserError(f"figures.split: {params.split} has {len(images)} image(s), and the figures need two or more")
+        raise UserError(
+            f"figures.split: {params.split} has {len(images)} image(s), but the figures need two. Choose another split"
+        )
     require_shape(images, results.header)
     directions = results.directions.by_method[results.directions.best]
     require_known("figures.attributes", params.attributes, directions)
@@ -120,13 +122,13 @@ def render_all(folder: Path, results: Results, params: FiguresParams, seed: int)
 
 
 def _render_samplers(path: Path, results: Results, seed: int) -> None:
-    """A row from each prior."""
+    """Draw one row of samples from each prior."""
     rows = [pictures.sample(results.model, prior, COLUMNS, COLUMNS, seed) for prior in results.priors.priors.values()]
     png.save_tiles(path, np.concatenate(rows), row_labels=list(results.priors.priors))
 
 
 def _render_neighbours(path: Path, results: Results, seed: int) -> None:
-    """Samples, and below each the training images that come nearest to it."""
+    """Draw samples, and below each its nearest training image."""
     prior = results.priors.priors[results.priors.best]
     samples = pictures.sample(results.model, prior, COLUMNS, COLUMNS, seed)
     tiles = np.concatenate([samples, pictures.nearest(samples[0], results.prepared.images("train"))])
@@ -156,7 +158,9 @@ def _render_arithmetic(
 def _render_edits(strengths: Path, leakage: Path, results: Results) -> None:
     if results.edits.empty:
         for path in (strengths, leakage):
-            png.save_note(path, "No edits were judged: no reconstruction shows any of evaluate.attributes.")
+            png.save_note(
+                path, "No edits to show: the classifier judges no reconstruction correctly for evaluate.attributes."
+            )
         return
     charts.save_strengths(strengths, results.edits, results.directions.best)
     charts.save_leakage(leakage, results.leakage.set_index("attribute"))
@@ -166,7 +170,7 @@ def _render_latent_map(path: Path, model: VAE, prepared: PreparedSet, means: Ten
     centre, axes = pictures.principal_plane(means)
     points = (means - centre) @ axes.T
     is_whole = model.params.latent_dim == 2
-    scale = torch.ones(2) if is_whole else points.std(0)  # the prior's own, where the plane is the whole latent
+    scale = torch.ones(2) if is_whole else points.std(0)  # the prior's scale, if the plane is the latent
     kind = "latent dimension" if is_whole else "principal axis"
     charts.save_latent_map(
         path,
@@ -179,6 +183,6 @@ def _render_latent_map(path: Path, model: VAE, prepared: PreparedSet, means: Ten
 
 
 def _first_attribute(table: pd.DataFrame, attributes: Sequence[str]) -> NDArray[np.int64]:
-    """For each row the position of the first of the attributes that it has, or -1."""
+    """For each row of the table, the index of the first of the attributes that it has, or -1."""
     has = table[list(attributes)].to_numpy(dtype=bool)
     return np.where(has.any(axis=1), has.argmax(axis=1), -1) if attributes else np.full(len(table), -1)

@@ -1,10 +1,10 @@
-"""What a model draws: reconstructions, samples, interpolations and edits, as arrays of pixels.
+"""Reconstructions, samples, interpolations and edits as arrays of pixels.
 
-Everything returned is uint8 of shape (rows, columns, height, width, channels).
+All are uint8 (rows, columns, height, width, channels), the type `Tiles`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,30 +23,34 @@ Tiles = NDArray[np.uint8]
 
 
 def reconstruct(model: VAE, images: NDArray[np.uint8]) -> Tiles:
-    """Images (N, height, width, channels) in the first row, what the model makes of them in the second."""
+    """Images (N, height, width, channels) in the first row, their reconstructions in the second."""
     return np.stack([images, decode_all(model, encode_all(model, images).mean)])
 
 
 def sample(model: VAE, prior: Prior, num_samples: int, num_columns: int, seed: int) -> Tiles:
-    """Pictures decoded from draws of a prior; the rest of the last row is white."""
-    pixels = decode_all(model, prior.sample(num_samples, torch.Generator().manual_seed(seed)))
-    num_rows = math.ceil(num_samples / num_columns)
-    tiles = np.full((num_rows * num_columns, *pixels.shape[1:]), 255, np.uint8)
-    tiles[:num_samples] = pixels
-    return tiles.reshape(num_rows, num_columns, *pixels.shape[1:])
+    """Decode draws of a prior; the rest of the last row is white."""
+    return in_rows(decode_all(model, prior.sample(num_samples, torch.Generator().manual_seed(seed))), num_columns)
+
+
+def in_rows(images: NDArray[np.uint8], num_columns: int) -> Tiles:
+    """Images (N, height, width, channels) in rows of `num_columns`; the rest of the last row is white."""
+    num_rows = math.ceil(len(images) / num_columns)
+    tiles = np.full((num_rows * num_columns, *images.shape[1:]), 255, np.uint8)
+    tiles[: len(images)] = images
+    return tiles.reshape(num_rows, num_columns, *images.shape[1:])
 
 
 def nearest(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> Tiles:
-    """For each image (N, height, width, channels) that of the others which is nearest by squared error, in one row."""
+    """The nearest of the other images by squared error, for each image (N, height, width, channels), in one row."""
     device = torch.device("cpu")
     indices, _ = nearest_neighbours(to_unit_range(images, device), batches_of(others, BATCH_SIZE, device))
     return np.array(others[indices.numpy()])[None]
 
 
 def interpolate(model: VAE, starts: NDArray[np.uint8], ends: NDArray[np.uint8], num_steps: int) -> Tiles:
-    """A row for each pair of images: the first, `num_steps` pictures on the line between their latents, the second."""
+    """One row per pair of images: the first, `num_steps` pictures on the line between their latents, the second."""
     weights = torch.linspace(0, 1, num_steps)[None, :, None]
-    first, last = (encode_all(model, images).mean[:, None] for images in (starts, ends))
+    first, last = (encode_all(model, images).mean[:, None] for images in (starts, ends))  # (N, 1, latent_dim)
     between = decode_all(model, torch.lerp(first, last, weights))
     return np.concatenate([starts[:, None], between, ends[:, None]], axis=1)
 
@@ -58,14 +62,14 @@ def vary_attributes(
     attributes: Sequence[str],
     strengths: Sequence[float],
 ) -> Tiles:
-    """A row for each attribute: an image, then its reconstruction moved along the attribute's direction.
+    """One row per attribute: an image, then its reconstructions, moved along the attribute's direction.
 
     Parameters
     ----------
     images
-        One for each attribute.
+        One per attribute, (num_attributes, height, width, channels).
     strengths
-        Multiples of the direction, one a column.
+        Multiples of the direction, one per column.
     """
     moved = []
     for latent, attribute in zip(encode_all(model, images).mean, attributes, strict=True):
@@ -75,36 +79,24 @@ def vary_attributes(
 
 
 def principal_plane(means: Tensor) -> tuple[Tensor, Tensor]:
-    """The centre (latent_dim,) and the two axes (2, latent_dim) of the plane in which posterior means vary most.
+    """Centre (latent_dim,) and axes (2, latent_dim) of the plane in which posterior means (N, latent_dim) vary most.
 
-    A latent of two dimensions is that plane already: the centre is 0 and the axes are the latent's own.
+    A latent of two dimensions is the plane: the centre is 0, and the axes are those of the latent.
     """
     if means.shape[1] <= 2:
         return torch.zeros(means.shape[1]), torch.eye(means.shape[1])
     centre = means.mean(0)
     _, _, axes = torch.linalg.svd((means - centre).double(), full_matrices=False)
     axes = axes[:2].float()
-    return centre, axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # of each sign one is chosen
+    return centre, axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # fixes the sign of each axis
 
 
 def manifold(model: VAE, centre: Tensor, axes: Tensor, scale: Tensor, num_steps: int) -> Tiles:
-    """Pictures over a plane in latent space, the second axis pointing up.
+    """Decode a grid on a plane in latent space, the second axis pointing up.
 
-    The coordinates along each axis are evenly spaced quantiles of a normal distribution of standard deviation `scale`
-    (2,), so that each picture stands for an equal share of it (Kingma and Welling 2014, figure 4).
+    The coordinates along each axis are evenly spaced quantiles of a normal distribution with standard deviation `scale`
+    (2,), so each picture stands for the same probability (Kingma and Welling 2014, figure 4).
     """
     quantiles = torch.from_numpy(ndtri((np.arange(num_steps) + 0.5) / num_steps)).float()
     rows = centre + quantiles.flip(0)[:, None, None] * scale[1] * axes[1]
     return decode_all(model, rows + quantiles[None, :, None] * scale[0] * axes[0])
-
-
-def edit_image(model: VAE, image: NDArray[np.uint8], directions: Directions, steps: Mapping[str, float]) -> Tiles:
-    """An image (height, width, channels), its reconstruction, and that moved along several directions, in one row.
-
-    `steps` gives for each attribute how far, in multiples of its direction.
-    """
-    latent = encode_all(model, image[None]).mean[0]
-    moved = latent
-    for attribute, strength in steps.items():
-        moved = edit(moved, direction_of(directions, attribute), strength)
-    return np.concatenate([image[None], decode_all(model, torch.stack([latent, moved]))])[None]

@@ -1,6 +1,6 @@
-"""Arrays to PNG, the same bytes for the same arrays.
+"""Write arrays and matplotlib figures as PNG; the same input gives the same bytes.
 
-Pictures are drawn with matplotlib's object interface; pixels of images stay pixels, enlarged by a whole factor.
+Images keep their exact pixels, enlarged by a whole factor.
 """
 
 import io
@@ -16,8 +16,8 @@ from facevae.errors import UserError
 from facevae.storage.atomic import write_bytes
 
 DPI = 100
-TILE = 72  # pixels that an image should measure in a picture, or more
-MAX_SIDE = 65_000  # pixels of a picture; matplotlib draws less than 2^16, margins included
+TILE = 72  # pixels; smaller images are enlarged to about this height
+MAX_SIDE = 65_000  # pixels; matplotlib draws less than 2^16, margins included
 GAP = 2  # white pixels between two images
 
 
@@ -28,18 +28,18 @@ def save_tiles(
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
 ) -> None:
-    """Write a grid of images (rows, columns, height, width, channels) with its labels.
+    """Write a grid of images (rows, columns, height, width, channels) with labels.
 
     Raises
     ------
     UserError
-        The picture would be larger than matplotlib draws.
+        The picture would be too large for matplotlib.
     """
     sheet, pitch = sheet_of(tiles)
     if max(sheet.shape) > MAX_SIDE:
         raise UserError(
-            f"{path} would measure {sheet.shape[1]} x {sheet.shape[0]} pixels, and {MAX_SIDE} is the most for a side: "
-            "show fewer images"
+            f"{path} would be {sheet.shape[1]} x {sheet.shape[0]} pixels, but a side can have at most {MAX_SIDE}. "
+            "Show fewer images"
         )
     left = 0.2 + 0.075 * max((len(label) for label in row_labels), default=0)  # inches
     top, other = 0.15 + 0.2 * bool(column_labels), 0.1
@@ -57,14 +57,14 @@ def save_tiles(
 
 
 def save_note(path: Path, text: str) -> None:
-    """Write a picture that says why there is nothing to show."""
-    figure = Figure(figsize=(6, 1.2), dpi=DPI)
+    """Write a picture of one line of text, which says why there is nothing to show."""
+    figure = Figure(figsize=(7.2, 1.2), dpi=DPI)
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
     save_figure(figure, path)
 
 
 def sheet_of(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int]:
-    """All tiles on one white sheet (height, width, 3), and the distance from one to the next in pixels."""
+    """Lay all tiles on one white sheet (height, width, 3); also return the pixels from one tile to the next."""
     rows, columns, height, width, channels = tiles.shape
     factor = max(1, round(TILE / height))
     tiles = tiles.repeat(factor, axis=2).repeat(factor, axis=3)
@@ -76,7 +76,7 @@ def sheet_of(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int]:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a drawing."""
+    """Write a matplotlib figure."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # no version of matplotlib in the bytes
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # leave out matplotlib's version
     write_bytes(path, buffer.getvalue())

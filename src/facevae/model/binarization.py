@@ -1,4 +1,4 @@
-"""Grey images made black and white, as the Bernoulli likelihood has them."""
+"""Turn images into black and white ones, which the Bernoulli likelihood needs."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,15 +7,15 @@ from facevae.config.schema import Binarization
 
 
 def binarize(images: NDArray[np.uint8], binarization: Binarization, seed: int, epoch: int = 0) -> NDArray[np.uint8]:
-    """Images (N, height, width, channels) of levels 0 and 255 alone; for "none" the images as they are.
+    """Images (N, height, width, channels) with levels 0 and 255 only, or the images themselves for "none".
 
-    "threshold" cuts at 1/2. "fixed" and "per_epoch" draw each pixel white with its intensity as probability
-    (Salakhutdinov and Murray 2008, section 5), the same for every epoch or anew.
+    "threshold" makes pixels of intensity 1/2 or more white. "fixed" and "per_epoch" draw each pixel white with its
+    intensity as probability (Salakhutdinov and Murray 2008, section 5), once or anew in every epoch.
 
     Parameters
     ----------
     seed, epoch
-        Fix the draw; images that are not trained on have epoch 0.
+        Determine the draw. Held-out images use epoch 0.
     """
     match binarization:
         case "none":

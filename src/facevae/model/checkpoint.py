@@ -1,4 +1,4 @@
-"""The model on disk: weights as safetensors, and in the file's header all that is needed to build the model again."""
+"""The model on disk: weights as safetensors, with a header that says how to build the model again."""
 
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from facevae.storage.tensors import build_module, read_tensors, write_tensors
 
 
 class CheckpointHeader(BaseModel):
-    """What a checkpoint says of itself.
+    """The model's shape, and what it was trained on.
 
-    `crop` is the side of the centred square of its images, in source pixels; `fingerprint` that of its training.
+    `crop` is the side of the centred square cut from each image, in source pixels; None: the largest that fits.
+    `fingerprint` identifies the training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,7 +32,7 @@ class CheckpointHeader(BaseModel):
 
 
 def save(path: Path, model: VAE, params: TrainParams, crop: int | None, fingerprint: str) -> None:
-    """Write the weights and the header; the same model gives the same bytes."""
+    """Write weights and header; the same model gives the same bytes."""
     header = CheckpointHeader(
         model=model.params,
         image_size=model.image_size,
@@ -45,33 +46,34 @@ def save(path: Path, model: VAE, params: TrainParams, crop: int | None, fingerpr
 
 
 def load(path: Path) -> tuple[VAE, CheckpointHeader]:
-    """The model in evaluation mode on the CPU, and its header.
+    """Read a model, in evaluation mode on the CPU, and its header.
 
     Raises
     ------
     UserError
-        The file is missing, is no checkpoint of facevae, or has weights that are no numbers.
+        The file is missing or damaged, is not a checkpoint of this version of facevae, or has weights that are not
+        finite.
     """
-    tensors, header = read_tensors(
-        path, CheckpointHeader, remedy="train it by `dvc repro train`, or name another model"
-    )
+    tensors, header = read_tensors(path, CheckpointHeader, remedy="run `dvc repro train`, or name another model")
     params = header.model
     if max(len(params.channels), len(params.strides), params.residual_blocks) > len(tensors):
-        raise UserError(f"{path} is not of this version of facevae: it holds fewer tensors than its model has layers")
+        raise UserError(
+            f"{path} does not match this version of facevae: it holds fewer tensors than its model has layers"
+        )
     model = build_module(path, lambda: VAE(params, header.image_size, header.image_channels), tensors)
     if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         raise UserError(
-            f"{path} is of a training that exploded: {broken[0]} is not finite; train anew, by `dvc repro --force "
-            "train`, with a lower train.learning_rate"
+            f"{path}: the training exploded, {broken[0]} is not finite. Lower train.learning_rate and run `dvc repro "
+            "--force train`"
         )
     return model, header
 
 
 def require_shape(images: NDArray[np.uint8], header: CheckpointHeader) -> None:
-    """Raise a `UserError` where images (N, height, width, channels) are not of the shape that the model takes."""
+    """Raise a `UserError` unless images (N, height, width, channels) have the shape that the model takes."""
     expected = (header.image_size, header.image_size, header.image_channels)
     if images.shape[1:] != expected:
         raise UserError(
-            f"the model was trained on images of shape {expected}, and the prepared ones have {images.shape[1:]}: "
-            "run `dvc repro train`"
+            f"the model takes images of shape {expected}, but the prepared ones have {images.shape[1:]}. "
+            "Run `dvc repro train`"
         )

@@ -1,4 +1,4 @@
-"""A trained model applied to many images, in batches, in float32 and evaluation mode."""
+"""Apply a trained model, in float32 and evaluation mode, to any number of images, batch by batch."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from facevae.model.vae import VAE, Posterior
 
 @torch.no_grad()
 def encode_all(model: VAE, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> Posterior:
-    """The posteriors of images (N, height, width, channels), on the CPU."""
+    """Posteriors of uint8 images (N, height, width, channels), on the CPU."""
     device = next(model.parameters()).device
     posteriors = [model.encode(batch) for batch in batches_of(images, batch_size, device)]
     mean = torch.cat([posterior.mean for posterior in posteriors]).cpu()
@@ -22,7 +22,7 @@ def encode_all(model: VAE, images: NDArray[np.uint8], batch_size: int = BATCH_SI
 
 @torch.no_grad()
 def decode_all(model: VAE, latent: Tensor, batch_size: int = BATCH_SIZE) -> NDArray[np.uint8]:
-    """Pictures (..., height, width, channels) of latents (..., latent_dim)."""
+    """Decode latents (..., latent_dim) to uint8 pictures (..., height, width, channels)."""
     device = next(model.parameters()).device
     images = torch.cat([model.decode(batch.to(device)).cpu() for batch in latent.flatten(0, -2).split(batch_size)])
     pixels: NDArray[np.uint8] = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
@@ -33,9 +33,9 @@ def decode_all(model: VAE, latent: Tensor, batch_size: int = BATCH_SIZE) -> NDAr
 def reconstructed(
     model: VAE, images: NDArray[np.uint8], latent: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of images (N, height, width, channels) as `batches_of` gives them, each with its reconstruction.
+    """Yield batches of images (N, height, width, channels), as `batches_of` does, each with its reconstruction.
 
-    `latent` (N, latent_dim) is one latent for each image.
+    `latent` (N, latent_dim) holds one latent per image.
     """
     device = next(model.parameters()).device
     for batch, latents in zip(batches_of(images, batch_size, device), latent.split(batch_size), strict=True):

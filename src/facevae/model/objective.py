@@ -1,4 +1,4 @@
-"""The terms of the objective in nats an image, each an exact formula or a bound that is said to be one.
+"""The terms of the objective in nats an image. Each is exact, unless its docstring calls it a bound.
 
 The negative evidence lower bound is reconstruction + KL (Kingma and Welling 2014, arXiv 1312.6114, equation 3).
 """
@@ -12,19 +12,19 @@ from torch.nn import functional
 from facevae.config.schema import Likelihood
 from facevae.model.vae import Posterior
 
-LEVEL_WIDTH = 1 / 255  # from one level of an 8-bit pixel to the next, in intensities
-LOG_SIGMA_FLOOR = -6.0  # training holds log sigma above it: 8-bit pixels are known no better than to a level
+LEVEL_WIDTH = 1 / 255  # between two levels of an 8-bit pixel, in [0, 1] units
+LOG_SIGMA_FLOOR = -6.0  # the least log sigma in training: a sigma of 0.0025, less than the width of a level
 
 
 def squared_error(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Squared error of each image, summed over its pixels and channels, shape (batch,)."""
+    """Squared error summed over the pixels and channels of each image, shape (batch,)."""
     return (reconstruction - images).square().flatten(1).sum(1)
 
 
 def gaussian_nats(reconstruction: Tensor, images: Tensor, log_sigma: Tensor) -> Tensor:
     """-log N(images; reconstruction, sigma^2) of each image, shape (batch,) (arXiv 2006.13202, equation 4).
 
-    `log_sigma` is a scalar, shared by all pixels.
+    All pixels share the scalar `log_sigma`.
     """
     num_values = math.prod(images.shape[1:])
     error = squared_error(reconstruction, images)
@@ -32,17 +32,17 @@ def gaussian_nats(reconstruction: Tensor, images: Tensor, log_sigma: Tensor) -> 
 
 
 def bernoulli_nats(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """-log Bernoulli(images; reconstruction) of each image of pixels that are 0 or 1, shape (batch,).
+    """-log Bernoulli(images; reconstruction) of each image, shape (batch,), for pixels that are 0 or 1.
 
-    That of a pixel is held below 100, since a reconstruction of 0 or 1 is one that was rounded.
+    torch limits each pixel's term to 100, since a reconstruction of exactly 0 or 1 comes from rounding.
     """
     return functional.binary_cross_entropy(reconstruction, images, reduction="none").flatten(1).sum(1)
 
 
 def reconstruction_term(likelihood: Likelihood, reconstruction: Tensor, images: Tensor, log_sigma: Tensor) -> Tensor:
-    """What training minimises beside the KL, shape (batch,).
+    """The reconstruction term of the training loss, shape (batch,).
 
-    For "squared_error" it is the squared error itself: `gaussian_nats` at a variance of 1/2 less its constant.
+    "squared_error" is `gaussian_nats` at a variance of 1/2, without its constant.
     """
     match likelihood:
         case "squared_error":
@@ -54,11 +54,11 @@ def reconstruction_term(likelihood: Likelihood, reconstruction: Tensor, images: 
 
 
 def discrete_nats(likelihood: Likelihood, reconstruction: Tensor, images: Tensor, log_sigma: Tensor) -> Tensor:
-    """An upper bound of -log P(images | latent), the images' pixels being one of 256 levels, shape (batch,).
+    """Upper bound of -log P(images | latent) for pixels of 256 levels, shape (batch,).
 
-    A Gaussian is dequantised uniformly (Theis et al. 2016, arXiv 1511.01844, section 3.1): the probability of a level
-    is at least exp E[log density] times the width of a level, the mean being over the level, of variance width^2 / 12.
-    A Bernoulli is discrete already.
+    A Gaussian is dequantised uniformly (Theis et al. 2016, arXiv 1511.01844, section 3.1): by Jensen's inequality, a
+    level has at least the probability exp E[log density] x width. The expectation is over the level, a uniform
+    distribution of variance width^2 / 12. A Bernoulli is discrete already, and exact.
     """
     if likelihood == "bernoulli":
         return bernoulli_nats(reconstruction, images)
@@ -74,5 +74,5 @@ def kl_nats_per_dimension(posterior: Posterior) -> Tensor:
 
 
 def kl_nats(posterior: Posterior) -> Tensor:
-    """KL divergence of each image's posterior from the prior, shape (batch,)."""
+    """KL divergence of each image's posterior from N(0, I), shape (batch,)."""
     return kl_nats_per_dimension(posterior).sum(1)

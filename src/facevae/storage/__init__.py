@@ -1,1 +1,1 @@
-"""Files that are either whole or not there."""
+"""Files that are written whole or not at all."""

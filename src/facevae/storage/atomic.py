@@ -1,4 +1,4 @@
-"""Writing results so that a file is either whole or not there, and reading tables that may have suffered since."""
+"""Write files and folders so that they are either whole or absent, even after a kill or a power cut."""
 
 import os
 import shutil
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file through a partial one beside it, which takes its name when it is on the disk.
+    """Write a file under a partial name beside it, sync it to disk, then rename it.
 
-    A partial file that a kill leaves behind is overwritten by the next attempt.
+    The next attempt overwrites a partial file that a kill left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
-        with naming(path):
+        with name_in_errors(path):
             with partial.open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -28,13 +28,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file lies until it is whole."""
+    """The name of a file until it is whole."""
     return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Have an `OSError` name the file that is being written: an open file that finds the disk full does not."""
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Put `path` into every `OSError`: writing to an open file on a full disk raises one without a name."""
     try:
         yield
     except OSError as error:
@@ -43,7 +43,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the name of a new file survive a power cut as its content does."""
+    """Make the names of new files in a folder survive a power cut, as their content does."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -52,9 +52,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_folder(target: Path, new: Path) -> None:
-    """Give the folder `new` the name `target`, under which at no moment of a kill or a power cut half a folder lies.
+    """Rename the folder `new` to `target`, so that `target` is never half written, even after a kill or a power cut.
 
-    The files in `new` have to be on the disk. What a kill leaves of the former folder is removed by the next attempt.
+    The files in `new` must already be synced to disk. The next attempt removes what a kill left of the former folder.
     """
     former = target.with_name(f"{target.name}.old")
     shutil.rmtree(former, ignore_errors=True)

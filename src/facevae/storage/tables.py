@@ -1,4 +1,4 @@
-"""Metrics as JSON and tables as CSV: written to seven significant digits, and checked when they are read again."""
+"""Metrics as JSON and tables as CSV: written with seven significant digits, and checked when read."""
 
 import io
 import json
@@ -17,12 +17,12 @@ SIGNIFICANT_DIGITS = 7
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write numbers by name, rounded to seven significant digits.
+    """Write named numbers, rounded to seven significant digits.
 
     Raises
     ------
     UserError
-        One of them is not finite.
+        A number is not finite.
     """
     require_finite(values, path)
     rounded = {key: round_number(value) if isinstance(value, float) else value for key, value in values.items()}
@@ -30,12 +30,12 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table without its index, numbers to seven significant digits."""
+    """Write a table without its index, with seven significant digits."""
     write_bytes(path, table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g", lineterminator="\n").encode())
 
 
 def write_csvs(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Write tables as `write_csv` does, each under its name."""
+    """Write several tables with `write_csv`; the keys are file names."""
     for name, table in tables.items():
         write_csv(folder / name, table)
 
@@ -43,7 +43,7 @@ def write_csvs(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
 def read_csv(
     path: Path, *, numbers: Collection[str], text: Collection[str] = (), stage: str, may_be_empty: bool = False
 ) -> pd.DataFrame:
-    """Read a table that `write_csv` wrote, as `parse_csv` does."""
+    """Read a table that `write_csv` wrote; see `parse_csv`."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -60,30 +60,32 @@ def parse_csv(
     stage: str,
     may_be_empty: bool = False,
 ) -> pd.DataFrame:
-    """The table in the content of a file that a stage wrote by `write_csv`.
+    """The table in a file's content, which a stage wrote with `write_csv`.
 
     Parameters
     ----------
+    path, stage
+        For errors: the file, and the stage to run again.
     numbers, text
-        Columns that there must be. Those that are not `text` hold numbers, and those of `numbers` finite ones.
+        Required columns. Every column not in `text` must hold numbers, and those in `numbers` finite ones.
 
     Raises
     ------
     UserError
-        It is cut off, is no such table, or has no rows.
+        The content is cut off, is not such a table, or has no rows and may not be empty.
     """
     remedy = f"run `dvc repro --force {stage}`"
     try:
-        types = dict.fromkeys(text, str)  # a name may read like a number, or like none
+        types = dict.fromkeys(text, str)  # an attribute may be called "1" or "NA"
         table = pd.read_csv(io.BytesIO(content), dtype=types, keep_default_na=False, na_values=[""])
-    except ValueError as error:  # of any kind: pandas' own, or of the encoding
+    except ValueError as error:  # pandas' own errors and UnicodeDecodeError are ValueErrors
         raise UserError(f"{path} is damaged ({error}): {remedy}") from error
     if not content.endswith(b"\n"):
-        raise UserError(f"{path} is damaged, since its last line is cut off: {remedy}")
+        raise UserError(f"{path} is damaged: its last line is cut off; {remedy}")
     if missing := sorted({*numbers, *text} - set(table.columns)):
-        raise UserError(f"{path} is not what stage {stage} writes: it has no column {', '.join(missing)}; {remedy}")
+        raise UserError(f"{path} is not a table of stage {stage}: it has no column {', '.join(missing)}; {remedy}")
     if table.empty and not may_be_empty:
-        raise UserError(f"{path} is damaged, since it has no rows: {remedy}")
+        raise UserError(f"{path} is damaged: it has no rows; {remedy}")
     for column in table.columns.difference(list(text)) if len(table) else ():
         values = table[column]
         if not pd.api.types.is_numeric_dtype(values) or (column in numbers and not np.isfinite(values).all()):
@@ -92,15 +94,15 @@ def parse_csv(
 
 
 def require_finite(values: Mapping[str, Any], where: object) -> None:
-    """Raise a `UserError` where one of several results by name is no number."""
+    """Raise a `UserError` if a named result is infinite or not a number; `where` begins the message."""
     names = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
     if names:
         raise UserError(
-            f"{where}: {', '.join(names)} would be {values[names[0]]}, which is no result: the model is unstable; "
-            "train it with a lower train.learning_rate or with train.precision float32"
+            f"{where}: {', '.join(names)} would be {values[names[0]]}, because the model is unstable: train it with "
+            "a lower train.learning_rate or with train.precision float32"
         )
 
 
 def round_number(value: float) -> float:
-    """The value as it reads in every file and tracker: to seven significant digits."""
+    """The value with seven significant digits, as in every file and in MLflow."""
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

@@ -1,1 +1,1 @@
-"""Where raw images come from, one module a source."""
+"""Sources of raw images, one module for each."""

@@ -1,8 +1,7 @@
-"""Cartoon faces, drawn offline: a stand-in for CelebA, which cannot be fetched everywhere.
+"""Cartoon faces, drawn offline: a stand-in for CelebA, which not everybody can download.
 
-The art is that of the style "avataaars" in the package dicebear-styles. A face is made of a handful of
-factors, drawn independently of each other, so that its attributes are known rather than guessed. They bear
-the names of CelebA's attributes; `attributes_of` says what each means here.
+The art is the style "avataaars" from the package dicebear-styles. The factors of a face are drawn independently, so
+its attributes are known exactly. They have the names of CelebA's attributes; `attributes_of` defines them.
 """
 
 import io
@@ -23,7 +22,7 @@ from facevae.data.sources.source import Source
 
 Value = TypeVar("Value")
 
-# How often each value of a factor is drawn, in percent. Those of parts are the style's own names.
+# How often each value of a factor is drawn, in percent. The values of parts are names in the style.
 STRAIGHT_HAIR = {"shortFlat": 12, "straight02": 11, "miaWallace": 12}
 WAVY_HAIR = {"shortCurly": 10, "curly": 10, "shaggyMullet": 10}
 HATS = {"winterHat1": 7, "winterHat02": 7, "turban": 7}
@@ -42,7 +41,7 @@ BACKGROUND_COLOURS = {"blue": 34, "green": 33, "lilac": 33}
 
 BANGS = {"miaWallace", "shaggyMullet"}
 COVERED_EYEBROWS = BANGS | {"winterHat1"}
-MOUTHS = {  # (smiling, open): the style's name
+MOUTHS = {  # (smiling, open): name in the style
     (True, True): "smile",
     (True, False): "twinkle",
     (False, True): "disbelief",
@@ -55,7 +54,7 @@ FABRIC_HEX = {"blue": "3f6d99", "green": "5f8f6b", "red": "a8525a"}
 BACKGROUND_HEX = {"blue": "cfdfec", "green": "d3e6d8", "lilac": "dfd9ec"}
 GLASSES_HEX = "262e33"
 
-# The part of the style's canvas that the pictures show, as wide as the widest hair; lengths in its units.
+# The pictures show a square of the style's canvas as wide as the widest hair. Lengths are in canvas units.
 CANVAS_SIDE = 280
 CROP_SIDE = 216
 CROP_CENTRE_Y = 106
@@ -63,7 +62,7 @@ CROP_CENTRE_Y = 106
 
 @dataclass(frozen=True)
 class Avatar:
-    """The factors of one face; their values are the keys of the tables above."""
+    """The factors of one face. Their values are keys of the tables above."""
 
     top: str
     hair_colour: str
@@ -85,11 +84,11 @@ def open_avatars(num_images: int, image_size: int, seed: int) -> Source:
     Parameters
     ----------
     num_images
-        How many. Image i is the same however many there are.
+        How many faces. Image i does not depend on it.
     image_size
-        Side of the square images, in pixels.
+        Height and width in pixels.
     seed
-        Not negative. Another seed gives other faces.
+        Determines all faces; 0 or more.
     """
     names = [f"avatar-{index:06d}" for index in range(num_images)]
     rows = [attributes_of(draw_avatar(seed, index)) for index in range(num_images)]
@@ -103,7 +102,7 @@ def read_avatar(seed: int, image_size: int, index: int) -> Image.Image:
 
 
 def draw_avatar(seed: int, index: int) -> Avatar:
-    """The factors of image `index`, from a random stream that only (seed, index) decides."""
+    """The factors of image `index`, which depend on (seed, index) alone."""
     generator = np.random.default_rng([seed, index])
     return Avatar(
         top=_draw(TOPS, generator),
@@ -122,7 +121,7 @@ def draw_avatar(seed: int, index: int) -> Avatar:
 
 
 def _draw(percents: dict[Value, int], generator: np.random.Generator) -> Value:
-    """One of the keys, each as likely as its number says."""
+    """Draw a key with the probability given by its percentage."""
     bounds = list(accumulate(percents.values()))
     return list(percents)[bisect(bounds, generator.random() * bounds[-1])]
 
@@ -130,9 +129,9 @@ def _draw(percents: dict[Value, int], generator: np.random.Generator) -> Value:
 def attributes_of(avatar: Avatar) -> dict[str, bool]:
     """What the picture shows, under CelebA's names.
 
-    What is covered does not count: hair colours are those of hair on the head, not under a hat nor in the
-    beard of a bald face, and arched eyebrows show under neither bangs nor a low hat. Mustache is one that
-    stands alone, since every beard of the style joins one. No_Beard is a face without any facial hair.
+    Only what is visible counts. A hair colour is that of hair on the head, not of hair under a hat or of a bald face's
+    beard. Arched eyebrows are hidden by bangs and by a low hat. Mustache means a moustache without a beard, because
+    every beard of the style includes one. No_Beard means no facial hair at all.
     """
     hair_colour = avatar.hair_colour if avatar.top in STRAIGHT_HAIR | WAVY_HAIR else "none"
     return {
@@ -156,7 +155,7 @@ def attributes_of(avatar: Avatar) -> dict[str, bool]:
 
 
 def render(avatar: Avatar, image_size: int) -> Image.Image:
-    """The picture of a face: RGB, `image_size` x `image_size` pixels."""
+    """Draw a face: RGB, `image_size` x `image_size` pixels."""
     svg = dicebear.Avatar(_load_style(), _style_options(avatar)).to_string()
     png = resvg_py.svg_to_bytes(svg_string=svg, width=image_size, height=image_size, skip_system_fonts=True)
     return Image.open(io.BytesIO(png)).convert("RGB")
@@ -169,7 +168,7 @@ def _load_style() -> dicebear.Style:
 
 
 def _style_options(avatar: Avatar) -> dict[str, object]:
-    """What the style is told of a face; nothing is left to its own random choice."""
+    """The style's options for a face. All are set, so that nothing is left to its random choice."""
     scale = CANVAS_SIDE / CROP_SIDE
     return {
         "scale": scale,

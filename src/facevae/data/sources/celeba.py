@@ -1,4 +1,4 @@
-"""CelebA (Liu et al. 2015), as its authors or Kaggle pack it: a folder or a zip of faces, with its tables."""
+"""CelebA (Liu et al. 2015) as its authors or Kaggle pack it: a folder or zip of aligned faces, and tables."""
 
 import re
 import struct
@@ -22,9 +22,10 @@ ARCHIVE = "img_align_celeba.zip"
 ATTRIBUTES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 PARTITION = ("list_eval_partition.txt", "list_eval_partition.csv")
 PARTS = {"0": "train", "1": "validation", "2": "test"}
-DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)  # of zipfile
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)  # from zipfile
 HOW_TO_GET = (
-    "CelebA is at https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and on Kaggle as jessicali9530/celeba-dataset"
+    "Download CelebA from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html or from Kaggle "
+    "(jessicali9530/celeba-dataset)"
 )
 
 
@@ -34,18 +35,18 @@ def open_celeba(root: Path, num_images: int | None, *, official: bool) -> Source
     Parameters
     ----------
     root
-        Holds `img_align_celeba/` (Kaggle's doubled folder too) or `img_align_celeba.zip`, which is read without
-        unpacking, and the tables as .txt or .csv.
+        Holds the tables as .txt or .csv, and the images in `img_align_celeba/`, in Kaggle's doubled folder
+        `img_align_celeba/img_align_celeba/`, or in `img_align_celeba.zip`, which is read without unpacking.
     num_images
-        How many to take from the front; None takes all.
+        How many images to take from the front; None takes all.
     official
-        Whether CelebA's own partition is needed.
+        Whether to read CelebA's official split.
 
     Raises
     ------
     UserError
-        A file is missing (with where it was looked for and how to get it), the zip is damaged or holds an image twice,
-        or a table is malformed or lacks rows.
+        A file is missing (the message says where it should be and how to get it), the zip is damaged or holds an
+        image twice, or a table is malformed or lacks rows.
     """
     folder, archive = _find_folder(root), root / ARCHIVE
     if folder is not None:
@@ -56,7 +57,7 @@ def open_celeba(root: Path, num_images: int | None, *, official: bool) -> Source
         names = [Path(member).name for member in members]
         read = partial(_read_from_archive, archive, members)
     else:
-        raise UserError(f"data.root: neither {root / FOLDER}/*.jpg nor {archive} is there. {HOW_TO_GET}")
+        raise UserError(f"data.root: found neither {root / FOLDER}/*.jpg nor {archive}. {HOW_TO_GET}")
     table = _find_table(root, ATTRIBUTES)
     attributes = to_attributes(read_celeba_table(table), names, table)
     return Source(names, attributes, read, _read_partition(root, names) if official else None)
@@ -78,11 +79,11 @@ def _read_partition(root: Path, names: Sequence[str]) -> list[str]:
     path = _find_table(root, PARTITION)
     table = rows_of(read_celeba_table(path), names, path)
     if table.shape[1] != 1:
-        raise UserError(f"{path} has {table.shape[1]} values for each image; a partition has one: 0, 1 or 2")
+        raise UserError(f"{path} has {table.shape[1]} values for each image; a split needs one: 0, 1 or 2")
     codes = table.iloc[:, 0]
     unknown = codes[~codes.isin(PARTS)]
     if len(unknown):
-        raise UserError(f"{path}: {unknown.index[0]} is in part {unknown.iloc[0]!r}; allowed are 0, 1 and 2")
+        raise UserError(f"{path}: {unknown.index[0]} is in part {unknown.iloc[0]!r}; allowed: 0, 1, 2")
     return [PARTS[code] for code in codes]
 
 
@@ -91,24 +92,24 @@ def _list_members(archive: Path) -> list[str]:
         with zipfile.ZipFile(archive) as opened:
             members = [name for name in opened.namelist() if re.fullmatch(rf"(?:{FOLDER}/)*[^/\\]+\.jpg", name)]
     except DAMAGE as error:
-        raise UserError(f"{archive} is not a whole zip file ({error}): download it again. {HOW_TO_GET}") from error
+        raise UserError(f"{archive} is not a complete zip file ({error}): download it again. {HOW_TO_GET}") from error
     if not members:
         raise UserError(f"{archive} holds no {FOLDER}/*.jpg. {HOW_TO_GET}")
     [(name, count)] = Counter(Path(member).name for member in members).most_common(1)
     if count > 1:
-        raise UserError(f"{archive} holds {name} {count} times: pack it anew, each image once")
+        raise UserError(f"{archive} holds {name} {count} times: pack the zip again with each image once")
     return sorted(members)
 
 
 @cache
 def _open_archive(archive: Path) -> zipfile.ZipFile:
-    return zipfile.ZipFile(archive)  # one for each process: their file positions must not be shared
+    return zipfile.ZipFile(archive)  # one per process, because forks would share the position in the file
 
 
 def _read_from_archive(archive: Path, members: Sequence[str], position: int) -> Image.Image:
     try:
         opened = _open_archive(archive)
-        check_file_size(opened.getinfo(members[position]).file_size)  # no more than it declares is unpacked
+        check_file_size(opened.getinfo(members[position]).file_size)  # zipfile unpacks no more than this
         with opened.open(members[position]) as file:
             return read_image(file)
     except DAMAGE as error:

@@ -1,4 +1,4 @@
-"""Any folder of images, searched with its subfolders, optionally with attributes.csv at its top."""
+"""A folder of images and its subfolders, with an optional attributes.csv at the top."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,23 +16,23 @@ ATTRIBUTES = "attributes.csv"
 
 
 def open_folder(root: Path, num_images: int | None) -> Source:
-    """The images below `root`, sorted by their relative path.
+    """The first `num_images` images below `root` in the order of their relative paths; None takes all.
 
     Raises
     ------
     UserError
-        `root` is no folder, holds no image, or its attributes.csv lacks rows or has other values than -1, 0 and 1.
+        `root` is not a folder, holds no image, or its attributes.csv lacks rows or has values other than -1, 0 and 1.
     """
     if not root.is_dir():
-        raise UserError(f"data.root: {root} is not a folder; put the images there, or name the folder that has them")
+        raise UserError(f"data.root: {root} is not a folder: put the images there, or set data.root to their folder")
     names = sorted(list_images(root))[:num_images]
     if not names:
         raise UserError(f"data.root: {root} holds no image ({', '.join(sorted(SUFFIXES))})")
     for name in names:
         if "\r" in name or name.encode(errors="ignore").decode() != name:
             raise UserError(
-                f"data.root: the file name {name!r} under {root} is not UTF-8, or has a carriage return, which no "
-                "table keeps: rename it"
+                f"data.root: the file name {name!r} under {root} is not UTF-8, or has a carriage return, which CSV "
+                "tables do not preserve: rename the file"
             )
     table = root / ATTRIBUTES
     attributes = to_attributes(read_csv_table(table), names, table) if table.is_file() else pd.DataFrame(index=names)
@@ -40,12 +40,12 @@ def open_folder(root: Path, num_images: int | None) -> Source:
 
 
 def list_images(root: Path) -> list[str]:
-    """Relative paths, with forward slashes, of the files whose name ends as an image's; hidden ones are left out."""
+    """Relative paths, with forward slashes, of all files with an image's suffix, except hidden files and folders."""
     paths = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
     names = (path.relative_to(root) for path in paths)
     return [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
 
 
 def read_from_folder(root: Path, names: Sequence[str], position: int) -> Image.Image:
-    """Decode the image at a position of `names`."""
+    """Decode the image `names[position]` in the folder `root`."""
     return read_image(root / names[position])

@@ -1,7 +1,7 @@
-"""MNIST (LeCun et al. 1998) from its IDX files, which torchvision downloads when they are missing.
+"""MNIST (LeCun et al. 1998) from its IDX files, which torchvision downloads if they are missing.
 
-The files lie where `torchvision.datasets.MNIST` looks for them. They are read here, since importing torchvision for
-their 16 bytes of header costs more seconds than preparing all digits.
+The files are where `torchvision.datasets.MNIST` puts them. They are read here, because importing torchvision takes
+longer than preparing all digits.
 """
 
 import gzip
@@ -22,13 +22,13 @@ from facevae.errors import UserError
 
 RAW = Path("MNIST") / "raw"
 PARTS = ("train", "t10k")
-MAX_BYTES = 2**29  # of a file's data; MNIST's largest has 47 million
+MAX_BYTES = 2**29  # of the data in a file; MNIST's largest has 47 million
 
 logger = logging.getLogger(__name__)
 
 
 def fetch_mnist(root: Path) -> None:
-    """Download both parts where none is there.
+    """Download the training and test parts, unless one of them is already there.
 
     Raises
     ------
@@ -40,28 +40,28 @@ def fetch_mnist(root: Path) -> None:
 
 
 def open_mnist(root: Path, num_images: int | None) -> Source:
-    """The training part, then the test part; attributes Digit_0 to Digit_9.
+    """The first `num_images` digits of the training part and then the test part, with attributes Digit_0 to Digit_9.
 
-    Where only one part is there, it is taken alone, with a warning.
+    None takes all. If only one part is there, it is used alone, with a warning.
 
     Raises
     ------
     UserError
-        Neither part is there, or a file is not what MNIST's files are.
+        Neither part is there, or a file is damaged or has the wrong content.
     """
     raw = root / RAW
     parts = _parts_in(raw)
     if not parts:
-        raise UserError(f"data.root: {raw} holds no MNIST: `dvc repro prepare` downloads it")
+        raise UserError(f"data.root: {raw} has no MNIST files: `dvc repro prepare` downloads them")
     if len(parts) < len(PARTS):
-        logger.warning("%s holds only the %s part of MNIST: training on that part alone", raw, parts[0])
+        logger.warning("%s holds only the %s part of MNIST: using that part alone", raw, parts[0])
     pixels = [_read_idx(_find(raw, f"{part}-images-idx3-ubyte"), 3) for part in parts]
     if len({part.shape[1:] for part in pixels}) > 1:
-        raise UserError(f"{raw}: the images of its parts differ in size; delete the folder to download it again")
+        raise UserError(f"{raw}: training and test images differ in size; delete the folder to download it again")
     images = np.concatenate(pixels)[:num_images]
     digits = np.concatenate([_read_idx(_find(raw, f"{part}-labels-idx1-ubyte"), 1) for part in parts])[:num_images]
     if (digits > 9).any():
-        raise UserError(f"{raw}: a label is {digits.max()}, no digit; delete the folder to download it again")
+        raise UserError(f"{raw}: a label is {digits.max()}, not a digit; delete the folder to download it again")
     if len(images) != len(digits):
         raise UserError(f"{raw}: {len(images)} images but {len(digits)} labels; delete the folder to download it again")
     names = [f"digit-{i:05d}" for i in range(len(images))]
@@ -84,27 +84,27 @@ def _find(raw: Path, name: str) -> Path | None:
 
 
 def _download(root: Path) -> None:
-    from torchvision.datasets import MNIST  # imports torch: only when there is something to download
+    from torchvision.datasets import MNIST  # imports torch, so only for a download
 
     try:
         MNIST(str(root), download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"data.root: {root / RAW} holds no MNIST, and it cannot be downloaded ({error}); "
-            "put train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and their t10k twins there"
+            f"data.root: {root / RAW} has no MNIST files, and the download failed ({error}): put "
+            "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and the same two files of t10k there"
         ) from error
 
 
 def _read_idx(path: Path | None, dimensions: int) -> NDArray[np.uint8]:
-    """An IDX file of bytes: magic number, sizes as big-endian 32-bit integers, data (yann.lecun.com/exdb/mnist)."""
+    """Read an IDX file of bytes: magic number, sizes as big-endian uint32, data (yann.lecun.com/exdb/mnist)."""
     assert path is not None
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             _, _, kind, rank, *shape = struct.unpack(f">4B{dimensions}I", file.read(4 + 4 * dimensions))
             size = math.prod(shape)
-            content = file.read(min(size, MAX_BYTES) + 1)  # one more, which should not be there
+            content = file.read(min(size, MAX_BYTES) + 1)  # one more byte, to notice a file that is too long
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise UserError(f"{path} cannot be read: {error}; delete it to download it again") from error
     if kind != 0x08 or rank != dimensions or size == 0 or len(content) != size:
-        raise UserError(f"{path} is not a whole IDX file of bytes; delete it to download it again")
+        raise UserError(f"{path} is not a complete IDX file of bytes; delete it to download it again")
     return np.frombuffer(content, np.uint8).reshape(shape)

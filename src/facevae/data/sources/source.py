@@ -1,4 +1,4 @@
-"""What every source of raw images offers to the prepare stage."""
+"""The interface of every source of raw images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Source:
-    """Raw images by position, with what is known of each.
+    """Raw images with their names, attributes and, if there is one, their official split.
 
     Attributes
     ----------
     names
-        One for each image, all different, in the order in which images are taken.
+        One unique name for each image; `data.num_images` takes images from the front.
     attributes
-        One row for each image, in the order of `names`; values 0 or 1, uint8; no columns where nothing is known.
+        One row for each image, in the order of `names`, with values 0 or 1 as uint8. Without attributes there are no
+        columns.
     read
-        Gives the image at a position, or raises `BadImageError`. It can be pickled: processes share the work.
+        Returns the image at a position, or raises `BadImageError`. It can be pickled for other processes.
     partition
-        "train", "validation" or "test" for each image, where the source has a partition of its own.
+        "train", "validation" or "test" for each image, or None if the source has no official split.
     """
 
     names: Sequence[str]

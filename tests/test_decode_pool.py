@@ -1,4 +1,4 @@
-"""Images decoded by other processes: on a Dask cluster, and in the memory that is shared with those of this machine."""
+"""Decoding in other processes: on a Dask cluster, and on this machine through shared memory."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from PIL import Image
 from facevae.data import decode_pool, preparation
 from facevae.data.decode_pool import DASK, decode_in_order
 from facevae.data.preparation import prepare
-from facevae.data.sources.by_name import open_source
+from facevae.data.sources.dispatch import open_source
 from facevae.errors import UserError
 
 PARAMS = small_params(data__num_images=60)
@@ -27,7 +27,7 @@ def read_grey(position: int) -> Image.Image:
 
 @contextmanager
 def cluster(folder: Path, *num_threads: int) -> Iterator[str]:
-    """The address of a Dask cluster with a worker for each of these numbers of threads."""
+    """Start a Dask cluster with one worker for each number of threads; yields its address."""
     address = f"tcp://127.0.0.1:{free_port()}"
     port = address.rpartition(":")[2]
     commands = [["dask_scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"]]
@@ -44,10 +44,11 @@ def cluster(folder: Path, *num_threads: int) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _small_chunks_and_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "CHUNK_BYTES", 7 * 8 * 8 * 3)
-    monkeypatch.setattr(decode_pool, "SECONDS_TO_CONNECT", 180)  # other tests run beside these
+    monkeypatch.setattr(decode_pool, "SECONDS_TO_CONNECT", 180)  # generous, because other tests run at the same time
 
 
-def test_a_cluster_prepares_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_dask_cluster_prepares_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     avatars = open_source(PARAMS.data, PARAMS.seed)
     prepare(avatars, PARAMS.data, PARAMS.seed, tmp_path / "here")
     (tmp_path / "images").mkdir()
@@ -66,17 +67,17 @@ def test_a_cluster_prepares_the_same_set(tmp_path: Path, monkeypatch: pytest.Mon
         assert (tmp_path / "cluster" / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
 
 
-def test_a_chunk_stays_as_it_is_while_the_next_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_is_unchanged_while_the_next_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    num_images = 10  # twice round
+    num_images = 10  # uses each chunk of shared memory twice
     decoded = decode_in_order(read_grey, PARAMS.data, num_images, chunk_size=1)
     for position, (start, (images, bad)) in enumerate(decoded):
-        time.sleep(0.1)  # for all that are under way
+        time.sleep(0.1)  # until all pending chunks are decoded
         assert (start, bad) == (position, [])
         assert (images == position).all()
 
 
-def test_workers_of_several_threads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dask_workers_with_several_threads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with cluster(tmp_path, 2) as address:
         monkeypatch.setenv(DASK, address)
         with pytest.raises(UserError, match="has workers with 2 threads.* `dask worker --nthreads 1`"):
@@ -84,7 +85,7 @@ def test_workers_of_several_threads_are_refused(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "prepared").exists()
 
 
-def test_a_cluster_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dask_cluster_that_does_not_answer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_pool, "SECONDS_TO_CONNECT", 0.5)
     monkeypatch.setenv(DASK, f"tcp://127.0.0.1:{free_port()}")
     with pytest.raises(UserError, match="no Dask scheduler answers at tcp://127.0.0.1:"):

@@ -12,14 +12,14 @@ from facevae.errors import UserError
 CPU = torch.device("cpu")
 
 
-def test_the_number_of_threads_is_that_of_the_params() -> None:
+def test_params_set_the_number_of_threads() -> None:
     assert set_up_device(small_params(train__num_threads=2).train) == CPU
     assert torch.get_num_threads() == 2
     set_up_device(small_params(train__num_threads=1).train)
     assert torch.get_num_threads() == 1
 
 
-def test_setting_up_does_not_import_the_compiler() -> None:
+def test_set_up_does_not_import_the_compiler() -> None:
     script = "\n".join(
         [
             "import sys",
@@ -35,7 +35,7 @@ def test_setting_up_does_not_import_the_compiler() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_memory_that_is_freed_is_used_again_without_new_pages() -> None:
+def test_freed_memory_is_used_again_without_new_pages() -> None:
     script = "\n".join(
         [
             "import resource, torch",
@@ -44,7 +44,7 @@ def test_memory_that_is_freed_is_used_again_without_new_pages() -> None:
             "from facevae.config.params import load_params",
             f"set_up_device(load_params(Path({str(ROOT / 'params.yaml')!r})).train)",
             "faults = []",
-            "for _ in range(20):  # it takes some until there is room of the right size",
+            "for _ in range(20):  # the first few rounds make room of the right size",
             "    torch.ones(2**25)",
             "    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)",
             "print(faults[-1] - faults[-2])",
@@ -54,14 +54,14 @@ def test_memory_that_is_freed_is_used_again_without_new_pages() -> None:
     assert int(output) < 100  # of 32,768 pages
 
 
-def test_what_would_not_give_the_same_bits_twice_is_refused() -> None:
+def test_operations_that_are_not_deterministic_are_refused() -> None:
     set_up_device(small_params().train)
     with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
         torch.zeros(4).put_(torch.tensor([0, 0]), torch.ones(2), accumulate=False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_is_refused_where_there_is_none() -> None:
+def test_cuda_without_a_gpu_is_refused() -> None:
     with pytest.raises(UserError, match="train.device: 'cuda', but torch finds no CUDA device"):
         set_up_device(small_params(train__device="cuda").train)
     assert set_up_device(small_params(train__device="auto").train) == CPU
@@ -78,7 +78,7 @@ def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyP
         assert set_up_device(small_params(train__device=device).train) == torch.device("cuda")
     assert chosen == [0, 1]
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UserError, match=r"train.launcher: it starts 3 processes or more on a machine with 2 GPU"):
+    with pytest.raises(UserError, match="train.launcher: starts at least 3 processes on a machine with 2 GPU"):
         set_up_device(small_params(train__device=device).train)
     assert set_up_device(small_params(train__device="cpu").train) == CPU
     assert chosen == [0, 1]
@@ -87,7 +87,7 @@ def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("capabilities", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)]
 )
-def test_auto_is_bfloat16_where_the_processor_has_it(
+def test_auto_uses_bfloat16_if_the_processor_has_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
@@ -97,7 +97,7 @@ def test_auto_is_bfloat16_where_the_processor_has_it(
 
 
 @pytest.mark.parametrize(("capability", "device"), [("AVX2", "cpu"), ("AVX512", "cpu"), ("AVX2", "cuda")])
-def test_large_maps_are_trained_channels_first_where_channels_last_is_slow(
+def test_large_maps_train_channels_first_with_avx2_alone(
     monkeypatch: pytest.MonkeyPatch, capability: str, device: str
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)

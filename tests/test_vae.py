@@ -5,17 +5,18 @@ import torch
 from conftest import ROOT, disc_images, small_params
 from torch import nn
 
+from facevae.config import checks
 from facevae.config.params import load_params
+from facevae.model import vae
 from facevae.model.pixels import to_unit_range
 from facevae.model.vae import VAE, Decoder, Encoder, Posterior, feature_shape, largest_map_bytes
-from facevae.summary import summarize
 
 
 @pytest.mark.parametrize(
     ("preset", "features", "latent_dim"),
     [("celeba", (256, 32, 32), 32), ("celeba-script", (256, 8, 8), 64), ("mnist", (64, 7, 7), 2)],
 )
-def test_the_originals_have_their_shapes(preset: str, features: tuple[int, ...], latent_dim: int) -> None:
+def test_presets_of_the_original_have_its_shapes(preset: str, features: tuple[int, ...], latent_dim: int) -> None:
     params = load_params(ROOT / "presets" / f"{preset}.yaml")
     size, channels = params.data.image_size, params.data.channels
     with torch.device("meta"):
@@ -32,12 +33,12 @@ def test_the_originals_have_their_shapes(preset: str, features: tuple[int, ...],
 
 
 @pytest.mark.parametrize(("preset", "expected"), [("celeba", 128 * 128**2 * 4), ("celeba-best", 64**2 * 32 * 4)])
-def test_the_largest_map_is_that_of_the_widest_and_highest_features(preset: str, expected: int) -> None:
+def test_largest_map_has_the_most_values(preset: str, expected: int) -> None:
     params = load_params(ROOT / "presets" / f"{preset}.yaml")
     assert largest_map_bytes(params.model, params.data.image_size) == expected
 
 
-def test_maps_and_weights_lie_in_the_order_that_is_asked_for() -> None:
+def test_maps_and_weights_have_the_requested_memory_format() -> None:
     params = small_params(model__normalization="batch", model__residual_blocks=1).model
     torch.manual_seed(0)
     model = VAE(params, 8, 3).eval()
@@ -81,7 +82,7 @@ def test_each_convolution_divides_the_size_by_its_stride(kernel_size: int, strid
     assert model.decode(model.encode(images).mean).shape == images.shape
 
 
-def test_the_decoder_mirrors_the_encoder() -> None:
+def test_decoder_mirrors_the_encoder() -> None:
     params = small_params(model__normalization="batch", model__dropout=0.1, model__kernel_size=3).model
     encoder = [layer for layer in Encoder(params, 8, 3).modules() if isinstance(layer, nn.Conv2d)]
     decoder = [layer for layer in Decoder(params, 8, 3).modules() if isinstance(layer, nn.ConvTranspose2d)]
@@ -91,7 +92,7 @@ def test_the_decoder_mirrors_the_encoder() -> None:
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch", "group"])
-def test_nothing_stands_between_the_last_convolution_and_the_sigmoid(normalization: str) -> None:
+def test_last_convolution_feeds_the_sigmoid_directly(normalization: str) -> None:
     params = small_params(model__normalization=normalization, model__dropout=0.3).model
     decoder = Decoder(params, 8, 3)
     last = decoder.blocks[-1]
@@ -104,14 +105,14 @@ def test_nothing_stands_between_the_last_convolution_and_the_sigmoid(normalizati
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch", "group"])
-def test_residual_blocks_change_nothing_before_they_are_trained(normalization: str) -> None:
+def test_new_residual_blocks_are_the_identity(normalization: str) -> None:
     plain, deep = (
         small_params(model__residual_blocks=number, model__normalization=normalization).model for number in (0, 2)
     )
     model, deeper = VAE(plain, 8, 3).eval(), VAE(deep, 8, 3).eval()
     for side in ("encoder", "decoder"):
         shallow = dict(model.named_modules())[side].state_dict()
-        offset = 2 if side == "decoder" else 0  # the blocks stand first in the decoder, last in the encoder
+        offset = 2 if side == "decoder" else 0  # the blocks come first in the decoder, last in the encoder
         renamed = {
             ".".join([*key.split(".")[:1], str(int(key.split(".")[1]) + offset), *key.split(".")[2:]])
             if key.startswith("blocks")
@@ -128,6 +129,10 @@ def test_residual_blocks_change_nothing_before_they_are_trained(normalization: s
     assert any(float(dict(deeper.named_parameters())[name].grad.abs().max()) > 0 for name in changed)  # type: ignore[union-attr]
 
 
+def test_checks_know_the_groups_of_group_normalisation() -> None:
+    assert checks.MAX_GROUPS == vae.MAX_GROUPS  # config imports no torch, so the number is written twice
+
+
 def test_dropout_is_off_in_evaluation_mode() -> None:
     model = VAE(small_params(model__dropout=0.5).model, 8, 3)
     images = torch.rand(4, 3, 8, 8)
@@ -135,18 +140,8 @@ def test_dropout_is_off_in_evaluation_mode() -> None:
     assert torch.equal(model.eval().encode(images).mean, model.encode(images).mean)
 
 
-def test_the_posterior_is_sampled_with_its_own_moments() -> None:
+def test_posterior_samples_have_its_moments() -> None:
     posterior = Posterior(torch.tensor([[1.0, -2.0]]).expand(100_000, 2), torch.tensor([[0.0, 2.0]]).expand(100_000, 2))
     sample = posterior.sample(torch.Generator().manual_seed(0))
     torch.testing.assert_close(sample.mean(0), torch.tensor([1.0, -2.0]), atol=0.03, rtol=0)
     torch.testing.assert_close(sample.var(0), torch.tensor([1.0, math.exp(2.0)]), atol=0.1, rtol=0)
-
-
-def test_the_summary_counts_every_parameter() -> None:
-    demo = small_params().model
-    text = summarize(demo, 8, 3)
-    total = sum(weight.numel() for weight in VAE(demo, 8, 3).parameters())
-    rows = [line.split() for line in text.splitlines()[1:-1]]
-    assert text.splitlines()[-1] == f"{total:,} parameters"
-    assert sum(int(row[-1].replace(",", "")) for row in rows) == total - 1  # log_sigma belongs to no layer
-    assert "16 x 2 x 2" in text

@@ -22,7 +22,7 @@ def test_rgb_and_grey_keep_their_pixels() -> None:
     assert np.array_equal(np.asarray(grey), pixels[..., 0])
 
 
-def test_a_damaged_exif_block_costs_no_pixel() -> None:
+def test_a_damaged_exif_block_changes_no_pixel() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 1

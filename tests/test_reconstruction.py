@@ -14,7 +14,7 @@ NOISY = (IMAGES + 0.1 * torch.randn(IMAGES.shape, generator=torch.Generator().ma
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_ssim_is_that_of_scikit_image(channels: int) -> None:
+def test_ssim_matches_scikit_image(channels: int) -> None:
     images, noisy = IMAGES[:, :channels], NOISY[:, :channels]
     expected = [
         structural_similarity(
@@ -32,14 +32,14 @@ def test_ssim_of_an_image_with_itself_is_one(size: int) -> None:
     assert (ssim(1 - images, images) < 0.5).all()
 
 
-def test_psnr_is_that_of_scikit_image() -> None:
+def test_psnr_matches_scikit_image() -> None:
     expected = [
         peak_signal_noise_ratio(x.numpy(), y.numpy(), data_range=1.0) for x, y in zip(IMAGES, NOISY, strict=True)
     ]
     assert psnr_db(NOISY, IMAGES).tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_metrics_are_means_over_all_images_whatever_the_batch() -> None:
+def test_metrics_are_means_over_images_for_any_batch_size() -> None:
     images = disc_images(23)
     torch.manual_seed(0)
     model = VAE(small_params(model__normalization="batch").model, 8, 3).eval()

@@ -11,31 +11,31 @@ MEAN = torch.randn(20_000, 3, generator=GENERATOR) @ MIXING + torch.tensor([0.0,
 POSTERIORS = Posterior(MEAN, torch.tensor([0.1, 0.5, 1.0]).log().expand(20_000, 3))
 
 
-def test_active_units_are_those_whose_mean_moves() -> None:
+def test_active_units_have_varying_means() -> None:
     means = torch.randn(5000, 4, generator=GENERATOR) * torch.tensor([1.0, 0.12, 0.08, 0.0]) + 3
     assert active_units(means) == 2
 
 
-def test_the_moments_are_those_of_latents_drawn_from_the_posteriors() -> None:
+def test_aggregate_moments_match_drawn_latents() -> None:
     drawn = POSTERIORS.sample(GENERATOR)
     mean, covariance = POSTERIORS.aggregate_moments()
     torch.testing.assert_close(mean.float(), drawn.mean(0), atol=0.03, rtol=0)
     torch.testing.assert_close(covariance.float(), drawn.T.cov(), atol=0.03, rtol=0)
 
 
-def test_the_distance_from_the_prior_is_that_of_torch_distributions() -> None:
+def test_aggregate_kl_matches_torch_distributions() -> None:
     gaussian = MultivariateNormal(*POSTERIORS.aggregate_moments())
     prior = MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double())
     assert aggregate_kl_nats(POSTERIORS) == pytest.approx(float(kl_divergence(gaussian, prior)))
 
 
-def test_posteriors_that_are_the_prior_are_at_no_distance_from_it() -> None:
+def test_posteriors_equal_to_the_prior_have_no_aggregate_kl() -> None:
     posteriors = Posterior(torch.zeros(10, 4), torch.zeros(10, 4))
     assert aggregate_kl_nats(posteriors) == pytest.approx(0)
     assert active_units(posteriors.mean) == 0
 
 
-def test_the_table_has_the_dimensions_by_falling_kl() -> None:
+def test_latent_table_sorts_dimensions_by_kl() -> None:
     table = latent_table(POSTERIORS)
     assert table["rank"].to_list() == [1, 2, 3]
     assert table["dimension"].to_list() == [0, 1, 2]

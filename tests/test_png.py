@@ -11,7 +11,7 @@ TILES = disc_images(6, size=64).reshape(2, 3, 64, 64, 3)
 
 
 def find(picture: Path, pixels: np.ndarray) -> bool:
-    """Whether the pixels stand somewhere in the picture, each as it is."""
+    """Whether the picture contains these exact pixels."""
     with Image.open(picture) as image:
         sheet = np.asarray(image.convert("RGB"))
     windows = np.lib.stride_tricks.sliding_window_view(sheet, pixels.shape)
@@ -21,7 +21,7 @@ def find(picture: Path, pixels: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("labels", [{}, {"row_labels": ["one", "two"], "column_labels": ["a", "b", "c"]}])
-def test_every_tile_stands_in_the_picture_with_its_own_pixels(tmp_path: Path, labels: dict[str, list[str]]) -> None:
+def test_picture_contains_the_exact_pixels_of_every_tile(tmp_path: Path, labels: dict[str, list[str]]) -> None:
     path = tmp_path / "tiles.png"
     png.save_tiles(path, TILES, **labels)
     assert all(find(path, tile) for tile in TILES.reshape(6, 64, 64, 3))
@@ -34,7 +34,7 @@ def test_small_grey_tiles_are_enlarged_by_a_whole_factor(tmp_path: Path) -> None
     assert find(path, grey[0, 1].repeat(3, 0).repeat(3, 1).repeat(3, 2))
 
 
-def test_pictures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_pictures_have_the_same_bytes_each_time(tmp_path: Path) -> None:
     for name in ("first", "second"):
         folder = tmp_path / name
         png.save_tiles(folder / "tiles.png", TILES, row_labels=["one", "two"])

@@ -27,16 +27,16 @@ NOISE = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
 MEANS = torch.tensor(ATTRIBUTES[["Smiling", "Male"]].to_numpy(dtype=np.float32, copy=True)) @ SHIFTS + 0.1 * NOISE
 
 
-def test_a_difference_leads_from_the_mean_without_to_the_mean_with() -> None:
+def test_difference_leads_from_one_mean_to_the_other() -> None:
     directions = fit_directions(MEANS, ATTRIBUTES, 0.3)["difference"]
-    assert set(directions) == {"Smiling", "Male"}  # all are human
+    assert set(directions) == {"Smiling", "Male"}  # all images are human
     without = MEANS[(ATTRIBUTES["Smiling"] == 0).to_list()].mean(0)
     with_it = MEANS[(ATTRIBUTES["Smiling"] == 1).to_list()].mean(0)
     torch.testing.assert_close(edit(without, directions["Smiling"], 1.0), with_it)
     torch.testing.assert_close(directions["Male"], SHIFTS[1], atol=0.4, rtol=0)
 
 
-def test_the_original_takes_only_a_part_of_the_mean_without() -> None:
+def test_original_subtracts_lambda_times_the_mean_without() -> None:
     direction = fit_directions(MEANS, ATTRIBUTES, 0.3)["original"]["Smiling"]
     has = (ATTRIBUTES["Smiling"] == 1).to_list()
     torch.testing.assert_close(
@@ -44,8 +44,8 @@ def test_the_original_takes_only_a_part_of_the_mean_without() -> None:
     )
 
 
-def test_correlated_attributes_are_disentangled_by_balance_and_by_a_joint_fit() -> None:
-    """Most who smile are male: a difference of means takes the one for the other."""
+def test_balanced_and_joint_separate_correlated_attributes() -> None:
+    """Most smiling images are male, so a plain difference of means mixes the two attributes."""
     smiling = GENERATOR.random(4000) < 0.5
     table = pd.DataFrame({"Smiling": smiling, "Male": GENERATOR.random(4000) < np.where(smiling, 0.9, 0.1)}).astype(int)
     means = torch.from_numpy(table.to_numpy(dtype=np.float32, copy=True)) @ SHIFTS
@@ -56,7 +56,7 @@ def test_correlated_attributes_are_disentangled_by_balance_and_by_a_joint_fit() 
             torch.testing.assert_close(directions[method][name], SHIFTS[row], atol=0.02, rtol=0)
 
 
-def test_balance_is_over_the_attribute_that_is_most_correlated_whichever_way() -> None:
+def test_balanced_counts_negative_correlation_too() -> None:
     generator = np.random.default_rng(1)
     smiling = generator.random(4000) < 0.5
     male = generator.random(4000) < np.where(smiling, 0.1, 0.9)
@@ -66,7 +66,7 @@ def test_balance_is_over_the_attribute_that_is_most_correlated_whichever_way() -
     torch.testing.assert_close(directions["balanced"]["Smiling"], SHIFTS[0], atol=0.02, rtol=0)
 
 
-def test_balance_passes_over_an_attribute_that_determines_the_other() -> None:
+def test_balanced_skips_an_attribute_that_determines_the_other() -> None:
     table = ATTRIBUTES.assign(Glum=1 - ATTRIBUTES["Smiling"])
     directions = fit_directions(MEANS, table, 1.0)
     expected = fit_directions(MEANS, ATTRIBUTES, 1.0)["balanced"]
@@ -74,7 +74,7 @@ def test_balance_passes_over_an_attribute_that_determines_the_other() -> None:
     torch.testing.assert_close(directions["joint"]["Smiling"], -directions["joint"]["Glum"])
 
 
-def test_the_auc_table_finds_what_separates() -> None:
+def test_auc_table_ranks_directions_that_separate() -> None:
     noise = torch.tensor([0.0, 0.0, 1.0])
     table = auc_table(
         MEANS,
@@ -89,7 +89,7 @@ def test_the_auc_table_finds_what_separates() -> None:
     assert (table["num_with"] + table["num_without"] == 300).all()
 
 
-def test_directions_come_back_as_they_were_saved(tmp_path: Path) -> None:
+def test_saved_directions_load_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "directions.safetensors"
     by_method = fit_directions(MEANS, ATTRIBUTES, 0.5)
     save_directions(path, FittedDirections(by_method, "balanced"), fingerprint="a")
@@ -101,23 +101,23 @@ def test_directions_come_back_as_they_were_saved(tmp_path: Path) -> None:
         load_directions(path, fingerprint="b")
 
 
-def test_directions_by_a_method_that_is_unknown_are_refused(tmp_path: Path) -> None:
+def test_file_of_an_unknown_method_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "directions.safetensors"
     write_tensors(path, {"Smiling": torch.ones(3)}, DirectionsHeader(fingerprint="a", best="joint"))
-    with pytest.raises(UserError, match="holds no directions of this version of facevae"):
+    with pytest.raises(UserError, match="is not of this version of facevae. Run `dvc repro evaluate`"):
         load_directions(path, fingerprint="a")
 
 
-def test_a_set_without_attributes_has_no_directions(tmp_path: Path) -> None:
+def test_set_without_attributes_has_no_directions(tmp_path: Path) -> None:
     path = tmp_path / "directions.safetensors"
     by_method = fit_directions(MEANS, pd.DataFrame(index=range(300)), 0.5)
     save_directions(path, FittedDirections(by_method, "difference"), fingerprint="a")
     loaded = load_directions(path, fingerprint="a").by_method["difference"]
     assert loaded == {}
-    with pytest.raises(UserError, match="no attribute 'Smiling'; there are: none"):
+    with pytest.raises(UserError, match="unknown attribute 'Smiling'. Known attributes: none"):
         direction_of(loaded, "Smiling")
 
 
-def test_an_unknown_attribute_is_told_with_those_there_are() -> None:
-    with pytest.raises(UserError, match="no attribute 'Smile'; there are: Male, Smiling"):
+def test_unknown_attribute_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match="unknown attribute 'Smile'. Known attributes: Male, Smiling"):
         direction_of(fit_directions(MEANS, ATTRIBUTES, 1.0)["joint"], "Smile")

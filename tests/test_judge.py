@@ -24,21 +24,21 @@ def trained(epochs: int = 1, seed: int = 0, attributes: pd.DataFrame = ATTRIBUTE
     return train_classifier(IMAGES[:150], attributes, params.classifier, "float32", CPU, seed=seed)
 
 
-def test_it_learns_to_tell_attributes_of_images_that_it_has_not_seen() -> None:
+def test_classifier_recognises_attributes_of_unseen_images() -> None:
     classifier = trained(epochs=15)
-    assert classifier.attributes == ("Red", "Large")  # all are round
+    assert classifier.attributes == ("Red", "Large")  # all images are round
     probabilities = judge(classifier, IMAGES[150:], 20).probabilities.numpy()
     right = (probabilities > 0.5) == ATTRIBUTES[["Red", "Large"]][150:].to_numpy(dtype=bool)
     assert (right.mean(0) > 0.85).all()
 
 
-def test_the_same_seed_gives_the_same_bits() -> None:
+def test_same_seed_gives_same_weights() -> None:
     first, again, other = (trained(seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["logits.weight"], other["logits.weight"])
 
 
-def test_judgements_are_those_of_the_network_whatever_the_batch() -> None:
+def test_judgement_matches_the_network_for_any_batch_size() -> None:
     classifier = trained()
     judgements = [judge(classifier, IMAGES, size) for size in (7, 200)]
     torch.testing.assert_close(judgements[0].features, judgements[1].features)
@@ -49,13 +49,13 @@ def test_judgements_are_those_of_the_network_whatever_the_batch() -> None:
 
 
 @pytest.mark.parametrize(("image_size", "map_size"), [(8, 1), (32, 2), (64, 4), (127, 8), (128, 4), (218, 7), (256, 4)])
-def test_its_last_maps_are_small_whatever_the_size_of_the_images(image_size: int, map_size: int) -> None:
+def test_last_feature_maps_are_small_for_any_image_size(image_size: int, map_size: int) -> None:
     classifier = Classifier(image_size, 1, ("Red",)).eval()
     maps = classifier.blocks(torch.zeros(1, 1, image_size, image_size))
     assert maps.shape == (1, 128, map_size, map_size)
 
 
-def test_half_of_the_images_are_blurred_and_half_are_mirrored() -> None:
+def test_half_of_the_images_are_blurred_and_half_mirrored() -> None:
     images = to_unit_range(IMAGES, CPU)
     augmented = _augment(images, torch.Generator().manual_seed(0))
     as_is, mirrored = ((augmented == other).flatten(1).all(1) for other in (images, images.flip(3)))
@@ -66,18 +66,18 @@ def test_half_of_the_images_are_blurred_and_half_are_mirrored() -> None:
     assert (after < before).all()
 
 
-def test_its_skill_is_told_by_images_that_it_was_not_trained_on() -> None:
+def test_skill_table_matches_scikit_learn_and_counting() -> None:
     probabilities = torch.tensor([[0.9, 0.4, 0.3, 0.6], [0.5, 0.2, 0.6, 0.1], [0.7, 0.7, 0.7, 0.7]]).T
     has = pd.DataFrame({"Red": [1, 1, 0, 0], "Large": [1, 0, 0, 0], "Round": 1})
     table = skill_table(Judgement(torch.zeros(4, 1), probabilities), ("Red", "Large", "Round"), has)
-    assert list(table.index) == ["Red", "Large"]  # all of these are round
+    assert list(table.index) == ["Red", "Large"]  # all of these images are round
     np.testing.assert_allclose(table.to_numpy(), [[0.75, 0.5, 0.5], [2 / 3, 0, 2 / 3]])
     for name, column in (("Red", 0), ("Large", 1)):
         scores = probabilities[:, column].numpy()
         assert table.loc[name, "classifier_auc"] == roc_auc_score(has[name].to_numpy(dtype=bool), scores)
 
 
-def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_saved_classifier_loads_unchanged(tmp_path: Path) -> None:
     classifier, path = trained(), tmp_path / "classifier.safetensors"
     save_classifier(path, classifier, data_digest="a")
     loaded = load_classifier(path, data_digest="a")
@@ -85,9 +85,9 @@ def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert torch.equal(judge(loaded, IMAGES, 50).probabilities, judge(classifier, IMAGES, 50).probabilities)
 
 
-def test_one_of_another_set_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+def test_classifier_of_another_set_or_damaged_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "classifier.safetensors"
-    with pytest.raises(UserError, match=r"classifier.safetensors is missing: make it by `dvc repro classifier`"):
+    with pytest.raises(UserError, match="classifier.safetensors is missing.*run `dvc repro classifier`"):
         load_classifier(path, data_digest="a")
     save_classifier(path, trained(), data_digest="a")
     with pytest.raises(UserError, match=r"was trained on another set \(a, not b\)"):
@@ -98,7 +98,7 @@ def test_one_of_another_set_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_set_without_attributes_has_features_all_the_same(channels: int) -> None:
+def test_set_without_attributes_still_has_features(channels: int) -> None:
     images = disc_images(10, channels=channels)
     params = small_params().classifier
     classifier = train_classifier(images, pd.DataFrame(index=range(10)), params, "float32", CPU, seed=0)
@@ -108,7 +108,7 @@ def test_a_set_without_attributes_has_features_all_the_same(channels: int) -> No
 
 
 @pytest.mark.parametrize("num_steps", [5, 40, 57])
-def test_the_schedule_is_torch_s(num_steps: int) -> None:
+def test_one_cycle_matches_torch(num_steps: int) -> None:
     optimizer = torch.optim.Adam([torch.zeros(1)])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, num_steps)
     for learning_rate, beta1 in one_cycle(0.3, num_steps):

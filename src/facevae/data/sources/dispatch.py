@@ -1,4 +1,4 @@
-"""The source of raw images that `data.source` names."""
+"""Open the source that `data.source` names."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from facevae.errors import UserError
 
 
 def fetch(params: DataParams) -> None:
-    """Download what the source that `data.source` names lacks under `data.root`, if it is one that can be downloaded.
+    """Download the source to `data.root` if it is missing and can be downloaded, as only MNIST can.
 
     Raises
     ------
@@ -24,13 +24,12 @@ def fetch(params: DataParams) -> None:
 
 
 def open_source(params: DataParams, seed: int) -> Source:
-    """The source that `data.source` names.
+    """Open the source that `data.source` names.
 
     Raises
     ------
     UserError
-        Something that the source needs is missing or malformed under `data.root`, or it has fewer images than
-        `data.num_images` asks for.
+        A file of the source is missing or malformed, or there are fewer images than `data.num_images`.
     """
     source = _open(params, Path(params.root), seed)
     if params.num_images is not None and len(source.names) < params.num_images:
@@ -44,7 +43,7 @@ def open_source(params: DataParams, seed: int) -> Source:
 def _open(params: DataParams, root: Path, seed: int) -> Source:
     match params.source:
         case "avatars":
-            assert params.num_images is not None  # checked with the params
+            assert params.num_images is not None  # config.checks requires it
             return open_avatars(params.num_images, params.image_size, seed)
         case "celeba":
             return open_celeba(root, params.num_images, official=params.split == "official")

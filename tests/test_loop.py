@@ -193,7 +193,7 @@ STATEFUL = {  # everything that a training carries from epoch to epoch
 }
 
 
-@pytest.mark.parametrize("optimizer", [{}, {**MUON, "train__muon_learning_rate": 3.0}])
+@pytest.mark.parametrize("optimizer", [{}, {**MUON, "train__muon_learning_rate": 30.0}])
 @pytest.mark.parametrize("stopped_after", [1, 2, 4, 5])
 def test_a_stopped_training_continues_to_the_same_bits(stopped_after: int, optimizer: dict[str, Any]) -> None:
     params = small_params(**{**STATEFUL, **optimizer})

@@ -1,8 +1,8 @@
-"""Compare the metrics in the work tree, which the pipeline has just made, with the committed ones.
+"""Compare the metrics in the work tree with the committed ones.
 
-Prints a Markdown table and ends with status 1 where a metric is off by more than its tolerance. On one machine the
-two are equal to the last digit; another processor rounds differently (bfloat16 or float32, another order of sums),
-and training carries that on.
+Prints a Markdown table. The exit status is 1 if a metric differs by more than its tolerance. On one machine the metrics
+are equal to the last digit. Another processor rounds differently (bfloat16 or float32, the order of sums), and training
+amplifies that.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 METRICS = (Path("metrics/evaluate.json"), Path("metrics/train.json"))
 TOLERANCE = 0.10  # relative
-TOLERANCES = {  # relative, instead of the above
+TOLERANCES = {  # relative, where the default does not fit
     "active_units": 0.35,
     "aggregate_kl_nats": 0.25,
     "edit_leakage": 0.5,
@@ -30,7 +30,7 @@ TOLERANCES = {  # relative, instead of the above
     "sliced_wasserstein_distance": 0.2,
     "ssim": 0.03,
 }
-NOT_COMPARED = {  # counts that a last bit can move, and numbers near zero
+NOT_COMPARED = {  # counts that rounding can change, and numbers near zero
     "best_epoch",
     "edit_success_random",
     "heldout_latent_nats",
@@ -47,9 +47,9 @@ def main() -> int:
         shown = subprocess.run(["git", "show", f"HEAD:{path.as_posix()}"], capture_output=True, check=True)
         committed |= json.loads(shown.stdout)
     if set(made) != set(committed):
-        print(f"the metrics are {sorted(made)}, and the committed ones {sorted(committed)}")
+        print(f"other metrics than committed: {', '.join(sorted(set(made) ^ set(committed)))}")
         return 1
-    print("| metric | committed | made here | difference | allowed | |\n|---|---:|---:|---:|---:|---|")
+    print("| metric | committed | measured here | difference | allowed | |\n|---|---:|---:|---:|---:|---|")
     failed = False
     for name in sorted(set(made) - NOT_COMPARED):
         value = made[name]

@@ -1,6 +1,6 @@
-"""Report what a change does to the results: parameters, metrics and figures of the work tree against a base commit.
+"""Report how a change affects the results: compare params, metrics and figures of the work tree with a base commit.
 
-Writes report.md and, beside it in before/ and after/, the figures. The same two states make the same report.
+Writes report.md, and the figures into before/ and after/ beside it. The report depends on the two states alone.
 """
 
 import argparse
@@ -23,9 +23,9 @@ Pictures = dict[str, dict[str, bytes]]  # by side and by file name
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--base", metavar="REV", help="default: where HEAD and origin/main part, or else HEAD")
+    parser.add_argument("--base", metavar="REV", help="default: the merge base of HEAD and origin/main, or HEAD")
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path("report"), help="default: report")
-    parser.add_argument("--image-url", metavar="PREFIX", default="", help="where before/ and after/ are to be found")
+    parser.add_argument("--image-url", metavar="PREFIX", default="", help="the address of before/ and after/")
     arguments = parser.parse_args()
     with reported_errors():
         head = git("rev-parse", "--verify", "HEAD").decode().strip()
@@ -45,7 +45,7 @@ def git(*arguments: str, error: str = "") -> bytes:
     result = subprocess.run(["git", *arguments], capture_output=True, check=False)
     if result.returncode:
         said = result.stderr.decode().partition("\n")[0]
-        raise UserError(error or f"{Path.cwd()}: git says {said!r}; run this at the top of a clone that has a commit")
+        raise UserError(error or f"{Path.cwd()}: git says {said!r}. Run this at the top of a clone that has a commit")
     return result.stdout
 
 
@@ -53,10 +53,10 @@ def dvc(*arguments: str) -> str:
     program = Path(sys.executable).with_name("dvc")
     for needed in (program, Path("dvc.yaml").resolve()):
         if not needed.exists():
-            raise UserError(f"{needed} is missing; run .venv/bin/python (see README.md) at the top of a clone")
+            raise UserError(f"{needed} is missing. Run this with .venv/bin/python at the top of a clone")
     result = subprocess.run([program, *arguments], stdout=subprocess.PIPE, text=True, check=False)
     if result.returncode:
-        raise UserError(f"`dvc {' '.join(arguments)}` failed; what it says stands above")
+        raise UserError(f"`dvc {' '.join(arguments)}` failed with the message above")
     return result.stdout
 
 
@@ -64,16 +64,18 @@ def find_base(revision: str | None) -> str:
     if revision is None:
         shared = subprocess.run(["git", "merge-base", "HEAD", "origin/main"], capture_output=True, check=False)
         revision = shared.stdout.decode().strip() or "HEAD"
-    error = f"--base: {revision!r} is no commit here; `git log --all` lists those, `git fetch` gets others"
+    error = f"--base: {revision!r} is not a commit here. `git log --all` lists them, `git fetch` gets more"
     return git("rev-parse", "--verify", f"{revision}^{{commit}}", error=error).decode().strip()
 
 
 def check_output(output: Path) -> None:
-    """Refuse to replace a folder that holds anything but a report."""
+    """Refuse to replace a folder that is not a report."""
     inside = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if inside and not {"report.md"} <= inside <= {"report.md", *SIDES}:
         foreign = min(inside - {"report.md", *SIDES}, default="no report.md")
-        raise UserError(f"--output: {output} is no report, it holds {foreign}; choose another folder, or move it away")
+        raise UserError(
+            f"--output: {output} is not a report: it holds {foreign}. Choose another folder, or move it away"
+        )
 
 
 def find_pictures(base: str) -> Pictures:
@@ -83,7 +85,7 @@ def find_pictures(base: str) -> Pictures:
 
 
 def values(title: str, kind: str, base: str, *options: str) -> list[str]:
-    """The section on DVC's params or metrics, sorted, since DVC's order varies."""
+    """A section on params or metrics, sorted because DVC's order varies."""
     found = json.loads(dvc(kind, "diff", "--json", *options, base))
     rows, same = [], True
     for file, name, pair in sorted((file, *item) for file, pairs in found.items() for item in pairs.items()):
@@ -114,7 +116,7 @@ def figures(pictures: Pictures, url: str) -> list[str]:
 
 
 def comparison(before: bytes | None, after: bytes | None) -> str:
-    """Two cells: whether the bytes are the same, and how far the pixels are apart."""
+    """Two cells: whether the bytes are equal, and how far apart the pixels are."""
     if before is None or after is None:
         return "new |" if before is None else "removed |"
     if before == after:
@@ -129,7 +131,7 @@ def comparison(before: bytes | None, after: bytes | None) -> str:
 
 
 def write(output: Path, text: str, pictures: Pictures) -> None:
-    """Make the report in a folder beside its place, and put it there whole."""
+    """Write the report beside its place, then move it there as a whole."""
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
             made = Path(folder, "made")
@@ -142,7 +144,7 @@ def write(output: Path, text: str, pictures: Pictures) -> None:
                 output.rename(Path(folder, "former"))
             made.rename(output)
     except OSError as error:
-        raise UserError(f"--output: {output} cannot be written: {error.strerror}; choose another folder") from error
+        raise UserError(f"--output: {output} cannot be written: {error.strerror}. Choose another folder") from error
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from facevae.config.paths import EVALUATE_METRICS
 from facevae.errors import UserError, reported_errors
-from facevae.tracking.project_files import CommittedFiles
+from facevae.tracking.project_files import open_files
 from facevae.tracking.repository import Repository
 from facevae.tracking.state import State
 
@@ -35,7 +35,7 @@ def read_experiments(root: Path, prefix: str) -> pd.DataFrame:
     for commit in Repository(root).experiments():
         if not commit.experiment.startswith(prefix):
             continue
-        state = State(CommittedFiles(root, commit.revision))
+        state = State(open_files(root, commit.revision))
         metrics = json.loads(state.read(EVALUATE_METRICS.as_posix()))
         rows.append(
             {

@@ -1,4 +1,4 @@
-"""What the audit of the dependencies makes of the auditor's answers."""
+"""The audit of the dependencies, with every kind of answer from the auditor."""
 
 import json
 import os
@@ -19,13 +19,13 @@ SKIPPED = {"name": "torch", "skip_reason": "Dependency not found"}
     ("dependencies", "status", "status_where_possible", "told"),
     [
         ([SAFE], 0, 0, "1 dependencies, 0 known vulnerabilities"),
-        ([SAFE, VULNERABLE], 1, 1, "urllib3 2.6: CVE-1, mended in 2.7"),
-        ([VULNERABLE, SKIPPED], 1, 1, "urllib3 2.6: CVE-1, mended in 2.7"),
+        ([SAFE, VULNERABLE], 1, 1, "urllib3 2.6: CVE-1, fixed in 2.7"),
+        ([VULNERABLE, SKIPPED], 1, 1, "urllib3 2.6: CVE-1, fixed in 2.7"),
         ([SAFE, SKIPPED], 2, 0, "not audited: 1 dependencies"),
         (None, 2, 0, "not audited: no network"),
     ],
 )
-def test_only_what_was_looked_up_is_safe(
+def test_dependencies_that_were_not_looked_up_are_not_safe(
     dependencies: list[dict[str, object]] | None, status: int, status_where_possible: int, told: str, tmp_path: Path
 ) -> None:
     answer = "" if dependencies is None else json.dumps({"dependencies": dependencies})

@@ -1,4 +1,4 @@
-"""MLflow's own pages in a real browser: what DVC's queue has run can be found, compared and looked at there."""
+"""MLflow's pages in a real browser: runs of DVC's queue can be found, compared and looked at."""
 
 import json
 import shutil
@@ -14,14 +14,14 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = [
-    "--no-sandbox",  # root, as whom containers run, has no other way
+    "--no-sandbox",  # required for root, the user in containers
     "--disable-gpu",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
 ]
-TIMEOUT_MILLISECONDS = 60_000  # for each step, on a busy machine
+TIMEOUT_MILLISECONDS = 60_000  # of each step, on a busy machine
 
 pytestmark = [
     pytest.mark.skipif(
@@ -33,28 +33,28 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def server(experiments: Path) -> Iterator[str]:
-    """The address of MLflow's pages on the store of the experiments."""
+    """The address of an MLflow server on the experiments' store."""
     with mlflow_server(experiments) as address:
         yield address
 
 
 @pytest.fixture
 def page(server: str) -> Iterator[Page]:
-    """The runs of the MLflow experiment "tests", reached from MLflow's first page."""
+    """The page with the runs of MLflow's experiment "tests", reached from its first page."""
     expect.set_options(timeout=TIMEOUT_MILLISECONDS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS, timeout=TIMEOUT_MILLISECONDS)
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(TIMEOUT_MILLISECONDS)
         page.goto(server)
-        page.get_by_role("button", name="Model training").click()  # else it shows what is for language models
+        page.get_by_role("button", name="Model training").click()  # the other choice is for language models
         page.get_by_role("link", name="tests", exact=True).click()
         yield page
         browser.close()
 
 
 def recorded(folder: Path, experiment: str, path: str) -> bytes:
-    """A file as DVC keeps it for an experiment."""
+    """The content of a file in a DVC experiment."""
     listed = subprocess.run(
         ["git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{experiment}"],
         cwd=folder, capture_output=True, text=True, check=True,
@@ -64,7 +64,7 @@ def recorded(folder: Path, experiment: str, path: str) -> bytes:
 
 
 def cells(page: Page, header: str) -> Locator:
-    """The cells of the row that has this header, one for each run."""
+    """The cells of the row with this header, one per run."""
     return (
         page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=header, exact=True)).get_by_role("cell")
     )
@@ -90,12 +90,12 @@ def test_two_runs_are_compared(page: Page, experiments: Path) -> None:
 
     expect(page.get_by_role("link", name="aggregate_kl_nats", exact=True)).to_be_visible()
     metrics, values = (grid.inner_text().split() for grid in page.get_by_role("grid").all())
-    first = 2 * metrics.index("aggregate_kl_nats")  # a value for each of the two runs, metric by metric
+    first = 2 * metrics.index("aggregate_kl_nats")  # two values per metric, one for each run
     files = [json.loads(recorded(experiments, name, "metrics/evaluate.json")) for name in names]
     shown = [float(value) for value in values[first : first + 2]]
     assert shown == pytest.approx([file["aggregate_kl_nats"] for file in files], abs=0.05)
 
-    expect(page.get_by_text("samples.png", exact=True)).to_be_visible()  # to be shown side by side
+    expect(page.get_by_text("samples.png", exact=True)).to_be_visible()
     plot = page.get_by_role("tabpanel", name="Parallel Coordinates Plot").locator("svg")
     expect(plot.get_by_text("train.beta", exact=True)).to_be_visible()
 
@@ -107,5 +107,5 @@ def test_a_figure_is_displayed(page: Page, experiments: Path) -> None:
     figure = page.get_by_role("img", name="samples.png")
     expect(figure).to_be_visible()
     with Image.open(BytesIO(recorded(experiments, "beta-1", "plots/samples.png"))) as image:
-        expect(figure).to_have_js_property("naturalWidth", image.width)  # 0 until the browser has decoded it
+        expect(figure).to_have_js_property("naturalWidth", image.width)  # 0 before it is decoded
         expect(figure).to_have_js_property("naturalHeight", image.height)

@@ -1,3 +1,5 @@
+"""Repair of the files that a killed DVC leaves behind."""
+
 from pathlib import Path
 
 import pytest
@@ -19,15 +21,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("content", [COMMITTED[: COMMITTED.index(b"- path") + 8], b"", b"\xff", b"schema: '2.0'\nst"])
-def test_a_damaged_lock_gives_way_to_that_of_the_last_commit(folder: Path, content: bytes) -> None:
+def test_a_damaged_lock_is_replaced_by_the_last_commits(folder: Path, content: bytes) -> None:
     (folder / LOCK).write_bytes(content)
     [said] = mend(folder)
-    assert "that of the last commit is in its place" in said
+    assert "replaced by the last commit's" in said
     assert (folder / LOCK).read_bytes() == COMMITTED
     assert (folder / DAMAGED).read_bytes() == content
 
 
-def test_without_git_a_damaged_lock_stays_where_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_a_damaged_lock_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / LOCK).write_bytes(b"schema")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(FileNotFoundError, match="git"):
@@ -35,22 +37,22 @@ def test_without_git_a_damaged_lock_stays_where_it_is(folder: Path, monkeypatch:
     assert (folder / LOCK).read_bytes() == b"schema"
 
 
-def test_a_damaged_lock_that_no_commit_has_is_put_aside(tmp_path: Path) -> None:
+def test_a_damaged_lock_that_no_commit_has_is_removed(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_bytes(b"schema")
     [said] = mend(tmp_path)
-    assert "nothing is in its place" in said
+    assert "removed, because no commit has one" in said
     assert not (tmp_path / LOCK).exists()
     assert (tmp_path / DAMAGED).read_bytes() == b"schema"
 
 
 @pytest.mark.parametrize("content", [COMMITTED.replace(b"size: ", b"size: 1"), b"<<<<<<< HEAD\n" + COMMITTED])
-def test_a_whole_lock_and_one_with_the_marks_of_a_merge_are_left_alone(folder: Path, content: bytes) -> None:
+def test_a_whole_or_conflicted_lock_stays(folder: Path, content: bytes) -> None:
     (folder / LOCK).write_bytes(content)
     assert not list(mend(folder))
     assert (folder / LOCK).read_bytes() == content
 
 
-def test_an_empty_list_of_running_processes_is_removed_and_another_is_not(folder: Path) -> None:
+def test_only_an_empty_rwlock_is_removed(folder: Path) -> None:
     (folder / RUNNING).parent.mkdir(parents=True)
     (folder / RUNNING).write_text("{}")
     assert not list(mend(folder))
@@ -62,7 +64,7 @@ def test_an_empty_list_of_running_processes_is_removed_and_another_is_not(folder
 
 @pytest.mark.slow
 def test_dvc_starts_again_wherever_its_lock_was_cut(copy: Path) -> None:
-    """DVC itself is asked where a cut leaves a path without a value, and our reading elsewhere."""
+    """Ask DVC itself for one cut, which leaves a path without a value, and its schema for the others."""
     whole = (copy / LOCK).read_bytes()
     (copy / LOCK).write_bytes(whole[: whole.rindex(b"- path") + 7])
     with pytest.raises(RuntimeError, match=r"dvc.lock' validation failed"):

@@ -1,4 +1,4 @@
-"""The report of CI, made by real Git and real DVC of a small repository that trains nothing."""
+"""The report of CI on a small repository that trains nothing, with the real Git and the real DVC."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def commit(folder: Path) -> str:
-    """Commit everything; the commit's short name."""
+    """Commit everything; return the commit's short name."""
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "state")
     return git(folder, "rev-parse", "HEAD")[:7]
@@ -44,7 +44,7 @@ def report(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def error_of(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line that a failed report has to say."""
+    """The one line on standard error of a failed report."""
     assert result.returncode == 1
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
@@ -65,14 +65,14 @@ def write_picture(folder: Path, name: str, left: int, right: int, width: int = 8
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files by their paths, but those of Git."""
+    """All files by path, except Git's."""
     paths = [path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work tree that differs from its HEAD, which differs from origin/main; with a report on all that."""
+    """A work tree that differs from HEAD, which differs from origin/main, with a report on the differences."""
     folder = tmp_path_factory.mktemp("project")
     git(folder, "init", "--quiet")
     (folder / ".dvc").mkdir()
@@ -121,7 +121,7 @@ def test_the_report_names_what_it_compares(project: Path, text: str) -> None:
     assert f"Before: commit `{base}`. After: the work tree on `{head}`, with uncommitted changes.\n" in text
 
 
-def test_metrics_and_params_show_with_both_values_and_the_change(text: str) -> None:
+def test_metrics_and_params_show_both_values_and_the_change(text: str) -> None:
     parameters, metrics = text.split("## Metrics")
     assert "| params.yaml | rate | 0.5 | 0.25 | -0.25 | -50 % |" in parameters
     assert re.findall(r"\| metrics/numbers.json \| (.*) \|", metrics) == [
@@ -133,7 +133,7 @@ def test_metrics_and_params_show_with_both_values_and_the_change(text: str) -> N
     assert "Nothing changed." not in text
 
 
-def test_a_changed_figure_shows_before_and_after_with_its_difference(project: Path, text: str) -> None:
+def test_a_changed_figure_shows_before_after_and_difference(project: Path, text: str) -> None:
     assert "| changed.png | other bytes | 4 |" in text  # one half by 1, the other by 7
     assert "| ![before/changed.png](before/changed.png) | ![after/changed.png](after/changed.png) |" in text
     assert (project / "report/after/changed.png").read_bytes() == (project / "plots/changed.png").read_bytes()
@@ -142,7 +142,7 @@ def test_a_changed_figure_shows_before_and_after_with_its_difference(project: Pa
     assert (project / "report/before/changed.png").read_bytes() == committed
 
 
-def test_an_identical_figure_is_said_to_be_the_same_and_shown_once(text: str) -> None:
+def test_an_identical_figure_is_shown_once(text: str) -> None:
     assert "| same.png | same bytes | |" in text
     shown, folded = text.split("<details><summary>The same on both sides: 1</summary>")
     assert re.findall(r"!\[.*?\]\((.*?)\)", folded) == ["after/same.png"]
@@ -163,8 +163,8 @@ def test_figures_that_cannot_be_compared_say_why(text: str) -> None:
     assert "| broken.png | other bytes | cannot be compared: it is empty or not an image (" in text
 
 
-def test_a_new_report_replaces_the_former_one_as_a_whole(copy: Path) -> None:
-    """And gives its figures the address that is asked for, and is otherwise the same, byte for byte."""
+def test_a_new_report_replaces_the_old_one(copy: Path) -> None:
+    """Only the addresses of its figures differ, as requested by --image-url."""
     former = contents(copy / "report")
     (copy / "report" / "before" / "stale.png").touch()
     result = report(copy, "--base", "HEAD~1", "--image-url", "https://example.com/figures/")
@@ -177,7 +177,7 @@ def test_a_new_report_replaces_the_former_one_as_a_whole(copy: Path) -> None:
     assert [path.name for path in copy.iterdir() if path.name.startswith(".report")] == []
 
 
-def test_nothing_changed(copy: Path) -> None:
+def test_a_report_without_changes_says_so(copy: Path) -> None:
     git(copy, "stash", "--quiet", "--include-untracked")
     result = report(copy, "--base", "HEAD")
     assert result.returncode == 0, result.stderr
@@ -198,24 +198,24 @@ def test_a_base_without_results_has_only_new_ones(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("base", ["nowhere", "0" * 40, "", "--all"])
-def test_an_unknown_base_is_named_and_the_former_report_stays(project: Path, base: str) -> None:
+def test_an_unknown_base_is_an_error_and_keeps_the_report(project: Path, base: str) -> None:
     former = contents(project)
-    assert f"--base: {base!r} is no commit here" in error_of(report(project, f"--base={base}"))
+    assert f"--base: {base!r} is not a commit here" in error_of(report(project, f"--base={base}"))
     assert contents(project) == former
 
 
-def test_what_is_no_report_is_not_replaced(copy: Path) -> None:
+def test_folders_that_are_not_a_report_are_not_replaced(copy: Path) -> None:
     (copy / "report" / "notes.txt").write_text("mine")
     (copy / "mine" / "before").mkdir(parents=True)
     former = contents(copy)
-    assert "--output: plots is no report, it holds broken.png" in error_of(report(copy, "--output", "plots"))
-    assert "--output: report is no report, it holds notes.txt" in error_of(report(copy))
-    assert "--output: mine is no report, it holds no report.md" in error_of(report(copy, "--output", "mine"))
+    assert "--output: plots is not a report: it holds broken.png" in error_of(report(copy, "--output", "plots"))
+    assert "--output: report is not a report: it holds notes.txt" in error_of(report(copy))
+    assert "--output: mine is not a report: it holds no report.md" in error_of(report(copy, "--output", "mine"))
     assert "--output: params.yaml cannot be written" in error_of(report(copy, "--output", "params.yaml"))
     assert contents(copy) == former
 
 
-def test_outside_of_a_clone_the_report_says_where_to_run_it(project: Path, tmp_path: Path) -> None:
+def test_outside_a_clone_the_report_says_where_to_run(project: Path, tmp_path: Path) -> None:
     assert f"{tmp_path}: git says 'fatal: not a git repository" in error_of(report(tmp_path))
     assert f"{project / 'plots' / 'dvc.yaml'} is missing" in error_of(report(project / "plots"))
     assert not (project / "plots" / "report").exists()
@@ -229,4 +229,4 @@ def test_without_dvc_the_report_says_what_to_run(
     monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
     with pytest.raises(SystemExit, match="1"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert capsys.readouterr().err.startswith("error: /nowhere/bin/dvc is missing; run .venv/bin/python")
+    assert capsys.readouterr().err.startswith("error: /nowhere/bin/dvc is missing. Run this with .venv/bin/python")

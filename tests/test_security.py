@@ -1,4 +1,4 @@
-"""Nothing is unpickled, no name in a file leads out of its folder, no secret is kept, and nobody outside is served."""
+"""Nothing is unpickled, no name in a file is a path, no secret is stored, and no other machine is served."""
 
 import ast
 import os
@@ -38,13 +38,13 @@ from facevae.model import checkpoint
 from facevae.model.vae import VAE
 from facevae.storage.tables import write_csv, write_json
 from facevae.tracking.repository import Repository
-from facevae.tracking.secrets import VARIABLES, without_credentials
 from facevae.tracking.stage_run import open_run
+from facevae.tracking.store import CREDENTIALS, without_credentials
 
 CODE = [path for folder in ("src", "stages", "benchmarks", ".ci") for path in (ROOT / folder).rglob("*.py")]
 UNSAFE_MODULES = {"_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-LOADING_MODULES = {"numpy", "pandas", "pickle", "torch", "yaml"}  # some functions unpickle: full names only
-SHORT_NAMES = {"numpy", "pandas"}  # which everybody calls np and pd
+LOADING_MODULES = {"numpy", "pandas", "pickle", "torch", "yaml"}  # some of their functions unpickle: use full names
+SHORT_NAMES = {"numpy", "pandas"}  # np and pd are allowed
 LOADERS = "load|[Pp]ickle|dump|^(Unsafe|Full|C)?Loader$"
 SAFE_CALLS = [
     r"torch\.load\(.*weights_only=True\)",
@@ -58,7 +58,7 @@ UNSAFE_CALLS = (
 
 
 def unsafe_code(text: str) -> list[str]:
-    """The calls in a module that could unpickle what they read, or would pickle what they write."""
+    """The calls and imports in a module that could pickle or unpickle."""
     found = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -109,7 +109,7 @@ def test_no_module_unpickles_anything(path: Path) -> None:
         "from dill import load",
     ],
 )
-def test_what_would_unpickle_is_found(text: str) -> None:
+def test_calls_that_unpickle_are_found(text: str) -> None:
     assert unsafe_code(text)
 
 
@@ -170,7 +170,7 @@ def test_no_name_in_a_file_of_weights_is_a_path(tmp_path: Path) -> None:
     assert set(tmp_path.parent.rglob("*")) - before == {tmp_path / "vae", tmp_path / "directions"}
 
 
-def test_progress_is_kept_under_a_name_of_hexadecimal_digits_alone() -> None:
+def test_progress_files_have_hexadecimal_names() -> None:
     fingerprint = training_fingerprint(small_params(), "../../outside", {"processor": "/outside"})
     assert re.fullmatch("[0-9a-f]{32}", fingerprint)
 
@@ -183,7 +183,7 @@ def pack(root: Path, members: dict[str, bytes]) -> None:
     (root / "list_attr_celeba.txt").write_text("1\nMale\n000001.jpg 1\n")
 
 
-def test_members_of_a_zip_that_lead_out_of_it_are_no_images(tmp_path: Path, write_images: Callable[..., Path]) -> None:
+def test_zip_members_outside_the_image_folder_are_ignored(tmp_path: Path, write_images: Callable[..., Path]) -> None:
     content = (write_images(["000001.jpg"]) / "000001.jpg").read_bytes()
     outside = [
         "../x.jpg",
@@ -201,10 +201,8 @@ def test_members_of_a_zip_that_lead_out_of_it_are_no_images(tmp_path: Path, writ
     assert sorted(tmp_path.parent.rglob("*")) == before
 
 
-def test_links_to_images_are_followed_and_links_to_folders_are_not(
-    tmp_path: Path, write_images: Callable[..., Path]
-) -> None:
-    """DVC may link the images from its cache; a folder that is linked may lead anywhere, or back."""
+def test_links_to_images_are_followed_but_not_to_folders(tmp_path: Path, write_images: Callable[..., Path]) -> None:
+    """DVC may link images from its cache. A linked folder may lead anywhere, even back."""
     outside = write_images(["face.jpg"], folder="outside")
     root = tmp_path / "root"
     root.mkdir()
@@ -218,12 +216,12 @@ def test_links_to_images_are_followed_and_links_to_folders_are_not(
 
 def test_a_revision_is_never_an_option_of_git(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
-    with pytest.raises(UserError, match="is no commit of this repository"):
+    with pytest.raises(UserError, match="is not a commit of this repository"):
         Repository(tmp_path).named(f"--output={tmp_path / 'outside'}")
     assert not (tmp_path / "outside").exists()
 
 
-SECRET = "p@ss/hunter2"  # what a password may have, and an address should have quoted
+SECRET = "p@ss/hunter2"  # characters that a password may have and an address should quote
 
 
 @pytest.mark.parametrize(
@@ -240,16 +238,16 @@ SECRET = "p@ss/hunter2"  # what a password may have, and an address should have 
         ("/data/faces@home", "/data/faces@home"),
     ],
 )
-def test_credentials_are_left_out_of_a_text(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_are_removed_from_texts(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken-hunter2\n")
     assert without_credentials(text) == shown
 
 
 @pytest.fixture
 def secretive(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: a prepared pipeline in a repository, with secrets wherever users keep them."""
+    """The working directory: a pipeline in a repository, with secrets wherever users keep them."""
     monkeypatch.chdir(tmp_path)
-    for name in (*VARIABLES, "AWS_SECRET_ACCESS_KEY", "MLFLOW_S3_ENDPOINT_URL"):
+    for name in (*CREDENTIALS, "AWS_SECRET_ACCESS_KEY", "MLFLOW_S3_ENDPOINT_URL"):
         monkeypatch.setenv(name, f"hunter2-{name}")
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
@@ -284,7 +282,7 @@ def log_stages() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_no_secret_is_kept_or_told(
+def test_no_secret_is_stored_or_printed(
     secretive: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level("DEBUG")
@@ -309,16 +307,16 @@ def test_no_secret_is_kept_or_told(
         "mssql+nodriver://user:hunter2@127.0.0.1:port/mlflow",
     ],
 )
-def test_a_store_that_fails_tells_no_secret(
+def test_a_failing_store_prints_no_secret(
     uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hunter2\n")  # as it comes out of a file: requests shows it
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hunter2\n")  # the line break of a file, which requests shows
     if "user" in uri:
         monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
     log_stages()
-    assert "stage train goes on untracked" in caplog.text
+    assert "stage train continues untracked" in caplog.text
     told = caplog.text + "".join(capfd.readouterr()) + "".join(str(warning.message) for warning in recwarn)
     assert "hunter2" not in told
     assert "127.0.0.1" in told
@@ -326,7 +324,7 @@ def test_a_store_that_fails_tells_no_secret(
 
 @pytest.fixture
 def ui(project: Path, tmp_path: Path) -> Iterator[tuple[psutil.Process, int]]:
-    """The server that `make ui` starts, on another port, and that port."""
+    """The server of `make ui` on another port, and that port."""
     make = ["make", "--dry-run", "--no-print-directory", "ui"]
     recipe = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     command = re.sub(r"--port \d+", f"--port {(port := free_port())}", recipe.splitlines()[-1])
@@ -350,14 +348,14 @@ def ui(project: Path, tmp_path: Path) -> Iterator[tuple[psutil.Process, int]]:
 
 
 def status_for(port: int, host: str) -> int:
-    """What the server answers to a browser that was led to it under the name of a host."""
+    """The status of the server's answer to a request under the name of a host."""
     with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
         connection.request("GET", "/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Host": host})
         return connection.getresponse().status
 
 
 @pytest.mark.slow
-def test_the_pages_are_for_this_machine_alone(ui: tuple[psutil.Process, int], tmp_path: Path) -> None:
+def test_mlflows_pages_serve_this_machine_alone(ui: tuple[psutil.Process, int], tmp_path: Path) -> None:
     process, port = ui
     deadline = time.monotonic() + 180
     while True:

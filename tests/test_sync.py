@@ -1,4 +1,4 @@
-"""DVC's experiments and MLflow's runs, kept in step: the real DVC, its queue and the real MLflow, in clones."""
+"""DVC's experiments and MLflow's runs stay in step: the real DVC, its queue and the real MLflow, in clones."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from PIL import Image
 
 from facevae.errors import UserError
 from facevae.figures import gallery
-from facevae.tracking import store
+from facevae.tracking import runs, store
 from facevae.tracking.stage_run import open_run
 from facevae.tracking.sync import sync
 from facevae.tracking.where import where
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # MLflow and what it stands on warn of each other
+    pytest.mark.filterwarnings("ignore"),  # MLflow and its dependencies warn about each other
     pytest.mark.xdist_group("experiments"),
 ]
 
@@ -36,7 +36,7 @@ NOTHING = "nothing to do"
 
 @pytest.fixture
 def clone(experiments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the clone with the experiments, which is the working directory."""
+    """The working directory: a copy of the clone with the experiments."""
     folder = shutil.copytree(experiments, tmp_path / "clone")
     enter(folder, monkeypatch)
     return folder
@@ -48,8 +48,8 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def runs() -> dict[str, "Run"]:
-    """All runs by their names, which must differ."""
+def all_runs() -> dict[str, "Run"]:
+    """All runs by name, which must be unique."""
     client = store.connect()
     found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert max(Counter(run.info.run_name for run in found).values()) == 1
@@ -63,7 +63,7 @@ def synchronize(*revisions: str) -> str:
 
 
 def experiment_metrics(folder: Path) -> dict[str, dict[str, float]]:
-    """What `dvc exp show --json` has of each experiment."""
+    """The metrics of each experiment in `dvc exp show --json`."""
     (baseline,) = [
         branch["experiments"] for branch in json.loads(dvc(folder, "exp", "show", "--json")) if branch["experiments"]
     ]
@@ -76,7 +76,7 @@ def experiment_metrics(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def assert_whole(run: "Run", folder: Path) -> None:
-    """The run has every epoch's points once, the metrics that DVC has, its figures, its data and its model."""
+    """Check that a run has each epoch's points once, DVC's metrics, its figures, its data and its model."""
     assert run.info.status == "FINISHED"
     expected = experiment_metrics(folder)[run.info.run_name]
     client = store.connect()
@@ -97,11 +97,11 @@ def assert_whole(run: "Run", folder: Path) -> None:
     assert len(run.outputs.model_outputs) == 1
 
 
-def test_the_queue_leaves_one_whole_run_for_each_experiment(
+def test_each_queued_experiment_has_one_complete_run(
     experiments: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
 ) -> None:
     enter(experiments, monkeypatch)
-    found = runs()
+    found = all_runs()
     assert set(found) == {f"beta-{i}" for i in range(1, pytestconfig.getoption("--num-experiments") + 1)}
     for run in found.values():
         assert_whole(run, experiments)
@@ -110,23 +110,23 @@ def test_the_queue_leaves_one_whole_run_for_each_experiment(
     assert not [path for path in (experiments / "mlartifacts").rglob("*") if ".dvc" in path.parts]
 
 
-def test_sync_finds_the_commits_of_experiments_and_then_has_nothing_to_do(clone: Path) -> None:
-    before = set(runs())
-    assert "mended    beta-1: 4 tags" in synchronize()
+def test_sync_adds_the_commits_of_experiments_once(clone: Path) -> None:
+    before = set(all_runs())
+    assert "updated   beta-1: 4 tags" in synchronize()
     assert NOTHING in synchronize()
-    found = runs()
-    assert len(found) == len(before) + 1  # the work tree's own state
+    found = all_runs()
+    assert len(found) == len(before) + 1  # and the work tree's
     revision = subprocess.check_output(["git", "for-each-ref", "--format=%(objectname)", "refs/exps/*/*/beta-1"])
     assert found["beta-1"].data.tags["mlflow.source.git.commit"] == revision.decode().strip()
     assert found["beta-1"].data.tags["facevae.git_dirty"] == "false"
     assert clone.is_dir()
 
 
-def test_an_experiment_from_the_run_cache_gives_its_run_the_new_name(clone: Path) -> None:
-    before = runs()
+def test_an_experiment_from_the_run_cache_renames_its_run(clone: Path) -> None:
+    before = all_runs()
     assert "Running stage" not in dvc(clone, "exp", "run", "--name", "again", "--set-param", "train.beta=1.5")
     synchronize()
-    after = runs()
+    after = all_runs()
     assert set(after) == set(before) - {"beta-1"} | {"again"}
     assert after["again"].info.run_id == before["beta-1"].info.run_id
     assert after["again"].data.tags["facevae.dvc_experiment"] == "beta-1, again"
@@ -134,10 +134,10 @@ def test_an_experiment_from_the_run_cache_gives_its_run_the_new_name(clone: Path
 
 
 def test_a_renamed_experiment_renames_its_run(clone: Path) -> None:
-    before = runs()
+    before = all_runs()
     dvc(clone, "exp", "rename", "beta-2", "gamma")
-    assert "mended    gamma: name, which was beta-2" in synchronize()
-    after = runs()
+    assert "updated   gamma: name (was beta-2)" in synchronize()
+    after = all_runs()
     assert after["gamma"].info.run_id == before["beta-2"].info.run_id
     assert after["gamma"].data.tags["facevae.dvc_experiment"] == "gamma"
     assert NOTHING in synchronize()
@@ -152,50 +152,50 @@ def test_names_from_two_clones_are_both_kept(
     synchronize()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{clone}/mlflow.db")
     monkeypatch.chdir(other)
-    assert "mended    mine: name, which was beta-1" in synchronize()
+    assert "updated   mine: name (was beta-1)" in synchronize()
     for folder in (clone, other):
         monkeypatch.chdir(folder)
         assert NOTHING in synchronize()
-    assert runs()["mine"].data.tags["facevae.dvc_experiment"] == "beta-1, mine"
+    assert all_runs()["mine"].data.tags["facevae.dvc_experiment"] == "beta-1, mine"
 
 
-def test_a_lost_database_is_made_again(clone: Path) -> None:
+def test_a_lost_database_is_restored(clone: Path) -> None:
     (clone / "mlflow.db").unlink()
     shutil.rmtree(clone / "mlartifacts", ignore_errors=True)
-    assert "made      beta-1: " in synchronize()
-    for name, run in runs().items():
+    assert "created   beta-1: " in synchronize()
+    for name, run in all_runs().items():
         if name.startswith("beta"):
             assert_whole(run, clone)
         assert run.info.status == "FINISHED"
     assert NOTHING in synchronize()
 
 
-def test_figures_that_were_lost_are_stored_again(clone: Path) -> None:
+def test_lost_figures_are_restored(clone: Path) -> None:
     (clone / "mlflow.db").unlink()
     synchronize()
-    client, run = store.connect(), runs()["beta-1"]
+    client, run = store.connect(), all_runs()["beta-1"]
     path = clone / "mlartifacts" / run.info.run_id / "artifacts" / "samples.png"
     path.unlink()
-    assert "mended    beta-1: 1 figures" in synchronize()
+    assert "updated   beta-1: 1 figures" in synchronize()
     assert path.is_file()
     assert len(client.list_artifacts(run.info.run_id)) == len(FIGURES)
 
 
-def test_commits_get_their_run_when_asked_for(clone: Path) -> None:
+def test_named_commits_get_their_run(clone: Path) -> None:
     dvc(clone, "exp", "remove", "--all-commits")
-    dvc(clone, "exp", "run", "--name", "taken-over", "--set-param", "figures.num_samples=3")
-    commit_all(clone, "Three samples")
+    dvc(clone, "exp", "run", "--name", "taken-over", "--set-param", "train.beta=1.5")  # from the run cache
+    commit_all(clone, "Another beta")
     dvc(clone, "exp", "remove", "taken-over")
     (clone / "mlflow.db").unlink()
     assert "1 state(s)" in synchronize()
     assert "3 state(s)" not in synchronize("HEAD", "HEAD~1")
-    assert len(runs()) == 2
+    assert len(all_runs()) == 2
     assert "2 state(s)" in synchronize("HEAD~1..HEAD", "HEAD~1")
-    with pytest.raises(UserError, match="'nonsense' is no commit of this repository"):
+    with pytest.raises(UserError, match="'nonsense' is not a commit of this repository"):
         synchronize("nonsense")
 
 
-def test_a_colleague_has_all_results_without_a_training(clone: Path, tmp_path: Path) -> None:
+def test_a_colleague_has_all_results_without_training(clone: Path, tmp_path: Path) -> None:
     dvc(clone, "exp", "apply", "beta-1")
     dvc(clone, "remote", "add", "--default", "team", str(tmp_path / "store"))
     commit_all(clone, "Results")
@@ -207,23 +207,23 @@ def test_a_colleague_has_all_results_without_a_training(clone: Path, tmp_path: P
     assert (tmp_path / "colleague" / "plots" / "samples.png").is_file()
     dvc(Path(), "exp", "pull", "origin", "beta-2")
     synchronize()
-    (own,) = set(runs()) - {"beta-2"}
-    assert {run.info.status for run in runs().values()} == {"FINISHED"}
-    assert runs()[own].data.metrics["best_epoch"] > 0
+    (own,) = set(all_runs()) - {"beta-2"}
+    assert {run.info.status for run in all_runs().values()} == {"FINISHED"}
+    assert all_runs()[own].data.metrics["best_epoch"] > 0
     dvc(Path(), "pull")
     weights = Path("models/vae.safetensors")
     assert weights.read_bytes() == (clone / weights).read_bytes()
 
 
-def test_a_state_that_is_not_reproduced_is_left_out(clone: Path) -> None:
+def test_a_state_that_is_out_of_date_is_left_out(clone: Path) -> None:
     (clone / "mlflow.db").unlink()
     path = clone / "params.yaml"
     path.write_text(path.read_text().replace("beta: 1.0", "beta: 7.0"))
-    assert "left out  the work tree: to be reproduced: train (train)" in synchronize()
-    assert {name[:4] for name in runs()} == {"beta"}
+    assert "left out  the work tree: run `dvc repro`: train (train)" in synchronize()
+    assert {name[:4] for name in all_runs()} == {"beta"}
 
 
-def test_each_experiment_of_mlflow_has_its_own_runs(clone: Path) -> None:
+def test_each_mlflow_experiment_has_its_own_runs(clone: Path) -> None:
     dvc(clone, "exp", "remove", "--all-commits")
     (clone / "mlflow.db").unlink()
     synchronize()
@@ -250,9 +250,9 @@ with open_run("train") as run:
     path.write_text(content.replace("experiment: tests", "experiment: others"))
     subprocess.run([sys.executable, "-c", script], check=False)
     subprocess.run(["git", "checkout", "--quiet", "params.yaml"], check=True)
-    assert "RUNNING" in {run.info.status for run in runs().values()}
+    assert "RUNNING" in {run.info.status for run in all_runs().values()}
     assert "closed    avatars-" in synchronize()
-    assert {run.info.status for run in runs().values()} == {"FINISHED", "KILLED"}
+    assert {run.info.status for run in all_runs().values()} == {"FINISHED", "KILLED"}
     assert NOTHING in synchronize()
 
 
@@ -263,11 +263,11 @@ def restore_commands(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("holder", ["experiment", "commit"])
-def test_where_tells_how_to_restore_the_weights(clone: Path, holder: str) -> None:
+def test_where_prints_commands_that_restore_the_weights(clone: Path, holder: str) -> None:
     weights = clone / "models" / "vae.safetensors"
     if holder == "commit":
         synchronize()
-        (name,) = [name for name in runs() if name.startswith("avatars")]
+        (name,) = [name for name in all_runs() if name.startswith("avatars")]
         expected = weights.read_bytes()
         dvc(clone, "exp", "apply", "beta-1")
     else:
@@ -285,7 +285,7 @@ def test_where_tells_how_to_restore_the_weights(clone: Path, holder: str) -> Non
         else:
             subprocess.run([program, *arguments], check=True)
     assert weights.read_bytes() == expected
-    assert runs()[name].info.run_id in text
+    assert all_runs()[name].info.run_id in text
 
 
 def locked_outputs(folder: Path) -> list[dict[str, str]]:
@@ -294,19 +294,19 @@ def locked_outputs(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_gets_the_commit_that_holds_its_results(clone: Path) -> None:
-    """A stage knows only the commit that was checked out, which has other results or none."""
+    """A stage knows only the checked out commit, which has other results or none."""
     dvc(clone, "exp", "remove", "--all-commits")
     (clone / "mlflow.db").unlink()
     path = clone / "params.yaml"
     path.write_text(path.read_text().replace("num_samples: 6", "num_samples: 5"))
     subprocess.run(["git", "commit", "--quiet", "--message", "Only the params", "--all"], check=True)
     dvc(clone, "repro")
-    ((name, run),) = runs().items()
+    ((name, run),) = all_runs().items()
     assert (run.data.tags["mlflow.source.git.commit"], run.data.tags["facevae.git_dirty"]) == (revision(), "false")
     commit_all(clone, "The results")
     for _ in range(2):
         synchronize("HEAD")
-        assert runs()[name].data.tags["mlflow.source.git.commit"] == revision()
+        assert all_runs()[name].data.tags["mlflow.source.git.commit"] == revision()
     assert revision() in where(Path(), name)
 
 
@@ -314,22 +314,23 @@ def revision(name: str = "HEAD") -> str:
     return subprocess.check_output(["git", "rev-parse", name], text=True).strip()
 
 
-def test_of_two_experiments_of_one_name_each_is_restored_by_its_own_run(clone: Path) -> None:
-    dvc(clone, "exp", "run", "--name", "twin", "--set-param", "figures.num_samples=3")
+def test_two_experiments_of_one_name_are_restored_by_commit(clone: Path) -> None:
+    dvc(clone, "exp", "run", "--name", "twin", "--set-param", "train.beta=1.5")  # from the run cache
     first = subprocess.check_output(["git", "for-each-ref", "--format=%(objectname)", "refs/exps/*/*/twin"], text=True)
     subprocess.run(["git", "stash", "--quiet"], check=True)
     subprocess.run(["git", "commit", "--quiet", "--allow-empty", "--message", "Another baseline"], check=True)
-    dvc(clone, "exp", "run", "--name", "twin", "--set-param", "figures.num_samples=4")
+    dvc(clone, "exp", "run", "--name", "twin", "--set-param", "train.beta=2.5")
     subprocess.run(["git", "stash", "--quiet"], check=True)
+    synchronize()
     client = store.connect()
-    twins = [run for run in store.find_runs(client) if run.info.run_name == "twin"]
-    with pytest.raises(UserError, match="twin: 2 runs are meant by it"):
+    twins = [run for run in runs.find_runs(client) if run.info.run_name == "twin"]
+    with pytest.raises(UserError, match="twin: 2 runs match"):
         where(Path(), "twin")
-    (three,) = [run for run in twins if run.data.params["figures.num_samples"] == "3"]
-    assert f"dvc exp apply {first.strip()}" in where(Path(), three.info.run_id)
+    (run,) = [run for run in twins if run.data.params["train.beta"] == "1.5"]
+    assert f"dvc exp apply {first.strip()}" in where(Path(), run.info.run_id)
 
 
-def test_a_name_may_have_a_quote_and_an_older_name_is_known(clone: Path) -> None:
+def test_where_knows_older_names_and_names_with_quotes(clone: Path) -> None:
     dvc(clone, "exp", "run", "--name", "it's", "--set-param", "train.beta=1.5")
     synchronize()
     assert where(Path(), "it's") == where(Path(), "beta-1")
@@ -338,7 +339,7 @@ def test_a_name_may_have_a_quote_and_an_older_name_is_known(clone: Path) -> None
             where(Path(), nobody)
 
 
-def test_a_commit_that_is_no_pipeline_of_ours_is_passed_over(clone: Path) -> None:
+def test_commits_without_our_pipeline_are_skipped(clone: Path) -> None:
     subprocess.run(["git", "switch", "--quiet", "--create", "broken"], check=True)
     for content in ("stages:\n  a: 3\n", "stages:\n", "a: [1]\n", "stages: [1]\n"):
         (clone / "dvc.yaml").write_text(content)
@@ -349,7 +350,7 @@ def test_a_commit_that_is_no_pipeline_of_ours_is_passed_over(clone: Path) -> Non
     assert "beta-1" in where(Path(), "beta-1")
 
 
-def test_stages_of_ones_own_do_no_harm(clone: Path) -> None:
+def test_a_users_own_stages_do_no_harm(clone: Path) -> None:
     path = clone / "dvc.yaml"
     own = "  mine:\n    cmd: [echo 1, echo 2]\n  many:\n    foreach: [1, 2]\n    do:\n      cmd: echo ${item}\n"
     path.write_text(path.read_text().replace("stages:\n", f"stages:\n{own}"))
@@ -361,32 +362,32 @@ def test_stages_of_ones_own_do_no_harm(clone: Path) -> None:
 def test_params_without_an_experiment_are_left_out(clone: Path) -> None:
     path = clone / "params.yaml"
     path.write_text(path.read_text().replace("  experiment: tests\n", "  experiments: tests\n"))
-    assert "left out  the work tree: to be reproduced: params.yaml has no text at tracking.experiment" in synchronize()
+    assert "left out  the work tree: params.yaml: tracking.experiment must be a name" in synchronize()
 
 
-def test_a_stage_that_is_run_alone_on_older_results_logs_none(clone: Path) -> None:
+def test_a_stage_run_on_older_results_logs_none(clone: Path) -> None:
     path = clone / "params.yaml"
     path.write_text(path.read_text().replace("beta: 1.0", "beta: 7.0"))
-    before = set(runs())
-    assert "no results of stage figures are logged" in dvc(clone, "repro", "--force", "--single-item", "figures")
-    (new,) = set(runs()) - before
-    assert runs()[new].data.tags["facevae.git_dirty"] == "true"
-    assert not [key for key in runs()[new].data.metrics if not key.startswith("system/")]
+    before = set(all_runs())
+    assert "stage figures logs no results" in dvc(clone, "repro", "--force", "--single-item", "figures")
+    (new,) = set(all_runs()) - before
+    assert all_runs()[new].data.tags["facevae.git_dirty"] == "true"
+    assert not [key for key in all_runs()[new].data.metrics if not key.startswith("system/")]
 
 
-def test_a_stage_that_another_does_not_depend_on_may_be_out_of_date(clone: Path) -> None:
+def test_stages_beside_this_one_may_be_out_of_date(clone: Path) -> None:
     path = clone / "params.yaml"
     path.write_text(path.read_text().replace("beta: 1.0", "beta: 7.0"))
     change_params(clone, "classifier", "epochs", 3)
-    before = set(runs())
-    assert "no results" not in dvc(clone, "repro", "train")
-    (new,) = set(runs()) - before
-    metrics = runs()[new].data.metrics
+    before = set(all_runs())
+    assert "logs no results" not in dvc(clone, "repro", "train")
+    (new,) = set(all_runs()) - before
+    metrics = all_runs()[new].data.metrics
     assert "best_epoch" in metrics
     assert "ssim" not in metrics
 
 
-def test_a_deleted_experiment_of_mlflow_is_told_with_its_remedy(clone: Path) -> None:
+def test_a_deleted_mlflow_experiment_is_an_error_with_a_remedy(clone: Path) -> None:
     client = store.connect()
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
@@ -396,7 +397,7 @@ def test_a_deleted_experiment_of_mlflow_is_told_with_its_remedy(clone: Path) -> 
     assert "was deleted" in dvc(clone, "repro", "--force", "--single-item", "figures")
 
 
-def test_a_model_that_was_made_but_not_linked_is_not_made_again(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_was_not_linked_is_not_created_twice(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     def fail(*_: object, **__: object) -> None:
@@ -412,7 +413,7 @@ def test_a_model_that_was_made_but_not_linked_is_not_made_again(clone: Path, mon
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
     models = client.search_logged_models([experiment.experiment_id])
-    assert len(models) == len({model.source_run_id for model in models}) == len(runs())
+    assert len(models) == len({model.source_run_id for model in models}) == len(all_runs())
 
 
 def test_where_says_what_the_cache_lacks(clone: Path) -> None:
@@ -420,19 +421,19 @@ def test_where_says_what_the_cache_lacks(clone: Path) -> None:
     digest = digests["models/directions.safetensors"]
     (clone / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]).unlink()
     synchronize()
-    (name,) = [name for name in runs() if name.startswith("avatars")]
-    assert "dvc pull    # brings what" in where(Path(), name)
+    (name,) = [name for name in all_runs() if name.startswith("avatars")]
+    assert "dvc pull    # DVC's cache on this machine lacks" in where(Path(), name)
 
 
-def test_where_finds_a_run_by_its_id_and_by_its_fingerprint(clone: Path) -> None:
-    run = runs()["beta-1"]
+def test_where_finds_a_run_by_id_and_fingerprint(clone: Path) -> None:
+    run = all_runs()["beta-1"]
     expected = where(Path(), "beta-1")
     assert where(Path(), run.info.run_id) == expected
-    assert where(Path(), run.data.tags[store.FINGERPRINT_TAG][:10]) == expected
+    assert where(Path(), run.data.tags[runs.FINGERPRINT_TAG][:10]) == expected
     assert clone.is_dir()
 
 
-def test_where_tells_what_it_cannot_find(clone: Path) -> None:
+def test_where_explains_why_it_finds_nothing(clone: Path) -> None:
     with pytest.raises(UserError, match="nobody: MLflow at sqlite:.* has no such run"):
         where(Path(), "nobody")
     dvc(clone, "exp", "remove", "beta-1")
@@ -440,14 +441,14 @@ def test_where_tells_what_it_cannot_find(clone: Path) -> None:
         where(Path(), "beta-1")
 
 
-def test_what_a_stage_made_of_an_older_evaluation_is_not_logged(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The figures agree with dvc.lock until evaluate has run again, whose tables they show."""
+def test_figures_of_an_older_evaluation_are_not_logged(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures agree with dvc.lock, but show tables of an evaluation that is out of date."""
     enter(copy, monkeypatch)
     change_params(copy, "evaluate", "num_samples", 3)
-    before = set(runs())
+    before = set(all_runs())
     with open_run("classifier"):
         pass
-    ((name, run),) = [(name, run) for name, run in runs().items() if name not in before]
+    ((name, run),) = [(name, run) for name, run in all_runs().items() if name not in before]
     assert "best_epoch" in run.data.metrics, name
     assert "ssim" not in run.data.metrics
     assert "facevae.figures.png" not in run.data.tags

@@ -1,4 +1,4 @@
-"""What a stage logs while it works and at its end, in a real MLflow store."""
+"""What stages log to a real MLflow store, and what they do when the store fails."""
 
 import hashlib
 import json
@@ -19,7 +19,6 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import psutil
 import pytest
 import yaml
 from conftest import ROOT, free_port, mlflow_server, small_tree
@@ -30,7 +29,7 @@ from facevae.config.paths import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
 from facevae.errors import UserError
 from facevae.figures import gallery
 from facevae.storage.tables import write_csv, write_json
-from facevae.tracking import stage_run, store
+from facevae.tracking import runs, stage_run, store
 from facevae.tracking.stage_run import StageRun, open_run
 from facevae.tracking.sync import sync
 from facevae.tracking.where import where
@@ -39,20 +38,20 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # MLflow and what it stands on warn of each other
+    pytest.mark.filterwarnings("ignore"),  # MLflow and its dependencies warn about each other
     pytest.mark.usefixtures("pipeline"),
     pytest.mark.xdist_group("tracking"),
 ]
 
 EPOCHS = [{"epoch": epoch, "train_loss": 3.0 / epoch, "validation_loss": 4.0 / epoch} for epoch in (1.0, 2.0, 3.0)]
 FIGURES = list(gallery.FIGURES)
-HELD = ExitStack()  # what a fault holds until its test ends
-CONFLICT = "but for this same state of the pipeline"
+HELD = ExitStack()  # resources that a fault holds until its test ends
+CONFLICT = "is on record for the same state of the pipeline"
 
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new store; MLflow takes seconds to make one."""
+    """A new store, shared because MLflow takes seconds to create one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(tmp_path_factory.mktemp("store")))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -62,7 +61,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Path:
-    """The working directory: a pipeline without code, whose data is prepared, with a store of its own."""
+    """The working directory: a pipeline without code, with prepared data and its own store."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty_store, tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
@@ -140,7 +139,7 @@ def test_all_stages_of_a_state_log_to_one_run(pipeline: Path) -> None:
     assert {file.path for file in artifacts} == {f"{name}.png" for name in FIGURES}
 
 
-def test_epochs_are_there_while_the_training_goes_on(pipeline: Path) -> None:
+def test_epochs_are_logged_during_training(pipeline: Path) -> None:
     with open_run("train") as run:
         run.log_epoch(EPOCHS[0])
         (running,) = all_runs()
@@ -151,7 +150,7 @@ def test_epochs_are_there_while_the_training_goes_on(pipeline: Path) -> None:
         write_json(TRAIN_METRICS, {"best_epoch": 3.0})
 
 
-def test_the_same_state_again_adds_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_repeating_a_state_adds_nothing(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         log_training()
         log_evaluation()
@@ -163,15 +162,15 @@ def test_the_same_state_again_adds_nothing(caplog: pytest.LogCaptureFixture) -> 
     assert CONFLICT not in caplog.text
 
 
-def test_what_does_not_reproduce_is_told_loudly(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_result_that_does_not_reproduce_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     log_training()
     log_evaluation()
     log_figures()
     log_training(factor=1.1)
-    assert f"train_loss at step 1 is 3.3, {CONFLICT} 3.0 is on record" in caplog.text
+    assert f"train_loss at step 1 is 3.3, but 3.0 {CONFLICT}" in caplog.text
     log_training()
     log_figures("blue")
-    assert re.search(f"losses.png is \\w+, {CONFLICT} \\w+ is on record .and 10 more", caplog.text)
+    assert re.search(f"losses.png is \\w+, but \\w+ {CONFLICT} .and 10 more", caplog.text)
     (run,) = all_runs()
     assert points(run, "train_loss")[0] == (1, 3.0)
 
@@ -188,7 +187,7 @@ def test_another_evaluation_is_another_run_with_the_same_history() -> None:
     assert len(second.outputs.model_outputs) == 1
 
 
-def test_a_store_that_failed_midway_is_made_whole_by_the_next_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_stage_completes_a_run_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     with open_run("train") as run:
         run.log_epoch(EPOCHS[0])
         monkeypatch.setattr(run, "_failed", True)
@@ -201,7 +200,7 @@ def test_a_store_that_failed_midway_is_made_whole_by_the_next_stage(monkeypatch:
     assert (whole.info.status, num_points(whole)) == ("FINISHED", 8)
 
 
-def test_dvc_experiments_give_the_run_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_takes_the_names_of_its_dvc_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "hoary-wolf")
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
     log_training()
@@ -217,7 +216,7 @@ def test_dvc_experiments_give_the_run_their_names(monkeypatch: pytest.MonkeyPatc
     assert run.data.tags["facevae.dvc_experiment"] == "hoary-wolf, young-fox"
 
 
-def test_a_training_has_system_metrics_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_metrics_are_logged_once_per_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     monitored: list[str] = []
     monitor = stage_run._monitor_system
@@ -237,7 +236,7 @@ def test_a_training_has_system_metrics_once(monkeypatch: pytest.MonkeyPatch) -> 
             write_csv(HISTORY, pd.DataFrame(EPOCHS))
             write_json(TRAIN_METRICS, {"best_epoch": 3.0})
         assert steps == list(range(len(steps)))
-    assert monitored == [run.info.run_id]  # for a training that is known no second time
+    assert monitored == [run.info.run_id]  # not again for a training that is on record
 
 
 def test_a_failing_stage_leaves_a_failed_run() -> None:
@@ -247,10 +246,10 @@ def test_a_failing_stage_leaves_a_failed_run() -> None:
 
 
 def stop_training(number: int) -> int:
-    """A training in a process of its own that is stopped after its first epoch; its exit status."""
+    """Stop a training in its own process after the first epoch; return its exit status."""
     script = f"""
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has its children ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 sys.path[:0] = {sys.path!r}
 from facevae.tracking.stage_run import open_run
 with open_run("train") as run:
@@ -268,7 +267,7 @@ with open_run("train") as run:
         (signal.SIGKILL, -signal.SIGKILL, "RUNNING"),
     ],
 )
-def test_after_a_stop_no_run_stays_open_and_nothing_is_doubled(number: signal.Signals, code: int, left: str) -> None:
+def test_after_a_kill_runs_are_closed_and_points_not_doubled(number: signal.Signals, code: int, left: str) -> None:
     assert stop_training(number) == code
     assert [run.info.status for run in all_runs()] == [left]
     change_params(train__beta=2.0)
@@ -276,11 +275,10 @@ def test_after_a_stop_no_run_stays_open_and_nothing_is_doubled(number: signal.Si
     assert sorted(run.info.status for run in all_runs()) == ["FINISHED", "KILLED"]
     change_params()
     log_training()
-    runs = all_runs()
-    assert [(run.info.status, num_points(run)) for run in runs] == [("FINISHED", 7)] * 2
+    assert [(run.info.status, num_points(run)) for run in all_runs()] == [("FINISHED", 7)] * 2
 
 
-def test_points_of_a_training_that_was_cut_short_are_not_mixed_with_another_s(caplog: pytest.LogCaptureFixture) -> None:
+def test_points_of_an_interrupted_training_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
     (EPOCHS[0], first) = ({**EPOCHS[0], "train_loss": 999.0}, EPOCHS[0])
     stop_training(signal.SIGINT)
     EPOCHS[0] = first
@@ -291,16 +289,20 @@ def test_points_of_a_training_that_was_cut_short_are_not_mixed_with_another_s(ca
 
 
 @pytest.fixture
-def other_process() -> Iterator[str]:
-    """The name of another process of this machine, which is alive."""
-    process = subprocess.Popen(["sleep", "60"])
-    yield f"{store._machine()}:{process.pid}:{store._start_of(process.pid)}"
-    process.kill()
-    process.wait()
+def other_process(pipeline: Path) -> Iterator[FileLock]:
+    """What another process holds as long as it lives."""
+    folder = pipeline / ".facevae" / "processes"
+    folder.mkdir(parents=True)
+    with FileLock(folder / ("0" * 32)) as lock:
+        yield lock
 
 
-def test_of_two_processes_at_one_state_the_second_adds_what_the_first_left_out(
-    other_process: str, caplog: pytest.LogCaptureFixture
+def name_of(process: FileLock) -> str:
+    return f"{runs._machine()}:{process.lock_file}"
+
+
+def test_of_two_processes_the_second_completes_the_run(
+    other_process: FileLock, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = store.connect()
     write_csv(HISTORY, pd.DataFrame(EPOCHS))
@@ -308,82 +310,103 @@ def test_of_two_processes_at_one_state_the_second_adds_what_the_first_left_out(
     with open_run("train") as first:
         first.log_epoch(EPOCHS[0])
         (other,) = [found for found in all_runs() if found.info.status == "RUNNING"]
-        client.set_tag(other.info.run_id, store.PROCESS_TAG, other_process)  # from now on it is not ours
+        client.set_tag(other.info.run_id, runs.PROCESS_TAG, name_of(other_process))
         with open_run("train") as second:
             second.log_epoch(EPOCHS[0])
             second.log_epoch(EPOCHS[1])
         assert num_points(client.get_run(other.info.run_id)) == 2
-        assert caplog.text.count("is at work on this very state of the pipeline") == 1
+        assert caplog.text.count("another process (") == 1
         third = StageRun("train")
-        third.open()
+        third.attempt(third.open)
         client.set_terminated(other.info.run_id, "KILLED")  # the other process gives up
-        third.close("FINISHED", duration_seconds=1.0)
+        third.end("FINISHED", duration_seconds=1.0)
         assert num_points(client.get_run(other.info.run_id)) == 7
 
 
-def test_a_run_of_another_user_is_left_alone(other_process: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: psutil.Process) -> str:
-        raise psutil.AccessDenied
+def test_a_run_of_another_user_stays_open(other_process: FileLock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> FileLock:
+        raise PermissionError
 
     with open_run("train"):
         (run,) = all_runs()
-        store.connect().set_tag(run.info.run_id, store.PROCESS_TAG, other_process)
-        monkeypatch.setattr(psutil.Process, "status", refuse)
-        assert store.close_dead_runs(store.connect()) == []
+        store.connect().set_tag(run.info.run_id, runs.PROCESS_TAG, name_of(other_process))
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, "FileLock", refuse)
+            assert runs.close_dead_runs(store.connect()) == []
 
 
-@pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="the system is not Linux")
-def test_a_run_stays_where_the_clock_is_set(other_process: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ended", ["killed", "removed"])
+def test_a_run_is_closed_once_its_process_has_died(other_process: FileLock, ended: str) -> None:
+    lock = Path(other_process.lock_file)
     with open_run("train"):
         (run,) = all_runs()
-        store.connect().set_tag(run.info.run_id, store.PROCESS_TAG, other_process)
-        monkeypatch.setattr(psutil.Process, "create_time", lambda _: 1.0)  # it is reckoned back from the clock
-        assert store.close_dead_runs(store.connect()) == []
-        store.connect().set_tag(run.info.run_id, store.PROCESS_TAG, f"{other_process}0")  # of an earlier process
-        assert store.close_dead_runs(store.connect()) == [run.info.run_name]
+        store.connect().set_tag(run.info.run_id, runs.PROCESS_TAG, name_of(other_process))
+        assert runs.close_dead_runs(store.connect()) == []
+        other_process.release()
+        if ended == "removed":
+            lock.unlink()
+        assert runs.close_dead_runs(store.connect()) == [run.info.run_name]
+    assert not lock.exists()
 
 
-def test_a_run_of_another_machine_is_left_alone() -> None:
+def test_the_lock_of_a_process_ends_with_it(pipeline: Path) -> None:
+    script = f"import sys; sys.path[:0] = {sys.path!r}; from facevae.tracking import runs; print(runs.process_name())"
+    name = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    assert runs._is_dead(name)
+    assert not runs._is_dead(runs.process_name())
+    assert list((pipeline / ".facevae/processes").iterdir()) == []
+
+
+def test_a_process_tag_opens_no_other_file(pipeline: Path) -> None:
+    (pipeline / "file").write_text("mine")
+    assert not runs._is_dead(f"{runs._machine()}:{pipeline}/file")
+    assert not runs._is_dead(f"{runs._machine()}:{pipeline}/.facevae/processes/../../file")
+    assert (pipeline / "file").read_text() == "mine"
+
+
+def test_a_run_of_another_machine_stays_open(other_process: FileLock) -> None:
+    name = name_of(other_process)
+    other_process.release()
     with open_run("train"):
         (run,) = all_runs()
-        store.connect().set_tag(run.info.run_id, store.PROCESS_TAG, "elsewhere:1:1.00")
-        assert store.close_dead_runs(store.connect()) == []
+        store.connect().set_tag(run.info.run_id, runs.PROCESS_TAG, f"elsewhere:{name.partition(':')[2]}")
+        assert runs.close_dead_runs(store.connect()) == []
     assert [run.info.status for run in all_runs()] == ["RUNNING"]
 
 
-def test_of_two_runs_that_machines_make_at_once_the_older_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_runs_created_at_once_the_older_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     client = store.connect()
-    experiment_id = store.find_or_create_experiment(client, "tests")
+    experiment_id = runs.find_or_create_experiment(client, "tests")
     create = client.create_run
 
     def create_late(*arguments: Any, **options: Any) -> "Run":
-        create(experiment_id, tags={store.FINGERPRINT_TAG: "f"}, start_time=1)  # the other machine
+        create(experiment_id, tags={runs.FINGERPRINT_TAG: "f"}, start_time=1)  # the other machine
         return create(*arguments, **options)
 
     monkeypatch.setattr(client, "create_run", create_late)
-    run, is_new = store.find_or_create_run(client, experiment_id, "f", "name")
+    run, is_new = runs.find_or_create_run(client, experiment_id, "f", "name")
     assert (run.info.start_time, is_new) == (1, False)
     assert [found.info.run_id for found in all_runs()] == [run.info.run_id]
 
 
-def test_a_run_that_a_slow_server_made_twice_is_left_once() -> None:
+def test_duplicate_runs_of_a_slow_server_are_deleted() -> None:
     client = store.connect()
-    experiment_id = store.find_or_create_experiment(client, "tests")
-    runs = [client.create_run(experiment_id, tags={store.FINGERPRINT_TAG: "f"}, start_time=9) for _ in range(3)]
-    oldest = min(run.info.run_id for run in runs)
+    experiment_id = runs.find_or_create_experiment(client, "tests")
+    created = [client.create_run(experiment_id, tags={runs.FINGERPRINT_TAG: "f"}, start_time=9) for _ in range(3)]
+    oldest = min(run.info.run_id for run in created)
     for _ in range(2):
-        run, is_new = store.find_or_create_run(client, experiment_id, "f", "name")
+        run, is_new = runs.find_or_create_run(client, experiment_id, "f", "name")
         assert (run.info.run_id, is_new) == (oldest, False)
         assert [found.info.run_id for found in all_runs()] == [oldest]
 
 
-def test_an_experiment_that_another_machine_has_just_made_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_experiment_created_meanwhile_by_another_machine_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     client = store.connect()
-    expected = store.find_or_create_experiment(client, "tests")
+    expected = runs.find_or_create_experiment(client, "tests")
     find = client.get_experiment_by_name
     answers = iter([None])
     monkeypatch.setattr(client, "get_experiment_by_name", lambda name: next(answers, find(name)))
-    assert store.find_or_create_experiment(client, "tests") == expected
+    assert runs.find_or_create_experiment(client, "tests") == expected
 
 
 def corrupt_store() -> None:
@@ -391,7 +414,7 @@ def corrupt_store() -> None:
 
 
 def silent_server() -> None:
-    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"  # the discard port: nothing listens
+    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"  # the discard port, where nothing listens
 
 
 def missing_driver() -> None:
@@ -448,7 +471,7 @@ def full_disk() -> None:
 
 
 def answer(status: int, seconds: float = 0) -> None:
-    """A server whose every answer is this, and comes so late."""
+    """Start a server that gives every request this status, after so many seconds."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -500,8 +523,8 @@ STORE_FAULTS = [
 
 @pytest.fixture
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Of all that waits for a store; what a fault holds is let go at the end."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that what a fault sets is undone
+    """Shorten all timeouts, and release at the end what a fault holds."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # restored after the test, whatever a fault sets
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(store, "LOCK_SECONDS", 0.1)
@@ -511,7 +534,7 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("short_patience")
 @pytest.mark.parametrize("break_store", [*STORE_FAULTS, locked_store, full_disk, unreadable_pipeline])
-def test_a_store_that_fails_costs_one_warning_and_no_training(
+def test_a_failing_store_costs_one_warning_and_no_training(
     caplog: pytest.LogCaptureFixture, break_store: Callable[[], None]
 ) -> None:
     break_store()
@@ -519,12 +542,12 @@ def test_a_store_that_fails_costs_one_warning_and_no_training(
     assert MODEL.read_bytes() == b"weights"
     assert "secret" not in caplog.text
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "stage train goes on untracked (`facevae sync` makes up for it)" in caplog.text
+    assert "stage train continues untracked (run `facevae sync` later)" in caplog.text
 
 
 @pytest.mark.usefixtures("short_patience")
 @pytest.mark.parametrize("break_store", STORE_FAULTS)
-def test_a_store_that_fails_ends_a_command_with_one_message(break_store: Callable[[], None]) -> None:
+def test_a_failing_store_ends_a_command_with_one_message(break_store: Callable[[], None]) -> None:
     break_store()
     commands: list[Callable[[], object]] = [lambda: sync(Path(), [], report=lambda _: None), lambda: where(Path(), "a")]
     for command in commands:
@@ -534,7 +557,7 @@ def test_a_store_that_fails_ends_a_command_with_one_message(break_store: Callabl
 
 
 @pytest.mark.usefixtures("short_patience")
-def test_a_disk_that_is_full_in_the_middle_costs_one_warning(
+def test_a_disk_that_fills_up_costs_one_warning(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with open_run("train") as run:
@@ -553,7 +576,7 @@ def test_figures_that_cannot_be_stored_cost_one_warning(caplog: pytest.LogCaptur
     Path("mlartifacts").write_text("in the way")
     log_figures()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "stage figures goes on untracked" in caplog.text
+    assert "stage figures continues untracked" in caplog.text
     Path("mlartifacts").unlink()
     Path("elsewhere").rename("mlartifacts")
     log_figures()
@@ -573,19 +596,17 @@ def test_figures_that_cannot_be_stored_cost_one_warning(caplog: pytest.LogCaptur
         (TRAIN_METRICS, b"\xff"),
     ],
 )
-def test_damaged_outputs_are_told_by_their_file_and_not_logged(
-    path: Path, content: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_outputs_are_named_and_not_logged(path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     log_training()
     change_params(evaluate__split="validation")
     path.write_bytes(content)
     log_evaluation()
     (warning,) = caplog.messages
-    assert warning.startswith(f"stage evaluate goes on untracked (`facevae sync` makes up for it): {path} ")
+    assert warning.startswith(f"stage evaluate continues untracked (run `facevae sync` later): {path} ")
 
 
 @pytest.mark.slow
-def test_a_server_that_stops_in_the_middle_costs_one_warning_and_is_made_whole(
+def test_a_server_that_stops_costs_one_warning(
     pipeline: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = free_port()
@@ -611,7 +632,7 @@ def test_a_server_that_stops_in_the_middle_costs_one_warning_and_is_made_whole(
         assert Path(path).read_bytes() == Path("plots/samples.png").read_bytes()
 
 
-def test_a_copy_of_dvc_finds_the_store(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_copy_of_dvc_uses_the_project_store(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log_training()
     monkeypatch.setenv("DVC_ROOT", str(pipeline))
     copy = shutil.copytree(
@@ -629,7 +650,7 @@ def test_a_copy_of_dvc_finds_the_store(pipeline: Path, monkeypatch: pytest.Monke
     assert ".dvc/tmp" not in json.dumps(run.to_dictionary())
 
 
-def test_a_new_store_notes_nothing_of_a_copy_of_dvc(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_store_does_not_remember_a_temporary_copy(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_ROOT", str(pipeline))
     (pipeline / "mlflow.db").unlink()
     (pipeline / "copy").mkdir()
@@ -638,6 +659,19 @@ def test_a_new_store_notes_nothing_of_a_copy_of_dvc(pipeline: Path, monkeypatch:
         assert "copy" not in experiment.artifact_location
 
 
-def test_a_stage_that_is_stopped_before_its_run_is_open_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:
-    StageRun("train").close("KILLED", duration_seconds=0.1)
+def test_a_stage_imports_no_dvc_and_loads_mlflow_late() -> None:
+    script = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from facevae.tracking.stage_run import open_run
+print("mlflow" in sys.modules)
+with open_run("train"):
+    print("mlflow" in sys.modules, "dvc" in sys.modules)
+"""
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stdout
+    assert printed.split() == ["False", "True", "False"]
+
+
+def test_a_stage_stopped_at_its_start_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:
+    StageRun("train").end("KILLED", duration_seconds=0.1)
     assert caplog.text == ""

@@ -1,17 +1,25 @@
-"""What Git and DVC know of the commits and experiments of a project."""
+"""The commits and DVC experiments of a project, and the tags that lead from a run back to them."""
 
 import os
 import re
 import subprocess
-import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from facevae.errors import UserError
 
-INPUTS = ("src", "stages", "params.yaml", "dvc.yaml", "*.dvc")  # what determines a state
+INPUTS = ("src", "stages", "params.yaml", "dvc.yaml", "*.dvc")  # they determine a state
 RESULTS = ("dvc.lock", "metrics", "plots")
 EXPERIMENT_REF = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")
+
+COMMIT_TAG = "mlflow.source.git.commit"
+DIRTY_TAG = "facevae.git_dirty"  # "false": code and params are those of the commit
+HELD_TAG = "facevae.git_held"  # "true": the commit holds the results as well
+EXPERIMENT_TAG = "facevae.dvc_experiment"  # the names of all DVC experiments with this state
+REVISION_TAG = "facevae.dvc_experiment_revision"  # their commits in the same order, as far as they are known
+BASELINE_TAG = "facevae.dvc_baseline_revision"
 
 
 @dataclass(frozen=True)
@@ -19,82 +27,100 @@ class Commit:
     """A commit that may hold a state of the pipeline."""
 
     revision: str
-    milliseconds: int  # since 1970, when it was made
-    experiment: str = ""  # the name of the DVC experiment that it is
+    milliseconds: int  # when it was committed, since 1970
+    experiment: str = ""  # the name of its DVC experiment, if it is one
     baseline: str = ""  # the commit that the experiment started from
-
-    @property
-    def label(self) -> str:
-        return self.experiment or self.revision[:7]
 
 
 class Repository:
-    """The Git repository around a project's root; outside of one there are no commits."""
+    """The Git repository around a project's root. Outside a repository there are no commits."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def head(self) -> str:
-        """The commit that is checked out, or nothing where there is none."""
+        """The commit that is checked out, or an empty text if there is none."""
         return self._git("rev-parse", "--verify", "--quiet", "HEAD")
 
-    def is_dirty(self) -> bool:
-        """Whether code or params in the work tree differ from the commit."""
-        return bool(self._git("status", "--porcelain", "--", *INPUTS))
-
     def experiments(self) -> list[Commit]:
-        """All DVC experiments, the oldest first."""
-        listed = self._git("for-each-ref", "--format=%(refname) %(objectname) %(committerdate:unix)", "refs/exps")
+        """All DVC experiments, oldest first.
+
+        Git lists them in 10 ms. DVC's own API takes 0.8 s, most of it for its imports.
+        """
+        listed = self._git("for-each-ref", "--format=%(objectname) %(committerdate:unix) %(refname)", "refs/exps")
         found = []
         for line in listed.splitlines():
-            name, revision, seconds = line.rsplit(" ", 2)
+            revision, seconds, name = line.split(" ", 2)
             if match := EXPERIMENT_REF.fullmatch(name):
                 found.append(Commit(revision, int(seconds) * 1000, match[3], match[1] + match[2]))
         return sorted(found, key=lambda commit: (commit.milliseconds, commit.experiment))
 
     def named(self, revision: str) -> list[Commit]:
-        """The commit of any name that Git knows, or those of a range such as main~3..main.
-
-        Raises
-        ------
-        UserError
-            There is no such commit.
-        """
+        """The commits of a name or a range such as main~3..main, or a `UserError` if there are none."""
         commits = self._log("--no-walk=unsorted", "--end-of-options", revision)
         if not commits:
-            raise UserError(f"{revision!r} is no commit of this repository: see `git log --all`")
+            raise UserError(f"{revision!r} is not a commit of this repository: `git log --all` lists them")
         return commits
 
     def commits(self) -> list[Commit]:
-        """All commits of branches and tags that changed something of a state, the newest first."""
+        """The commits of all branches and tags that changed a state's inputs or results, newest first."""
         return self._log("--full-history", "--branches", "--tags", "--remotes", "HEAD", paths=(*INPUTS, *RESULTS))
 
-    def cache(self) -> Path:
-        """Where DVC's cache holds files and folders, by the first two and the other digits of their digests."""
-        command = [sys.executable, "-m", "dvc", "cache", "dir"]
-        folder = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False).stdout.strip()
-        return Path(folder or ".dvc/cache") / "files" / "md5"
+    def work_tree_tags(self, recorded: Mapping[str, str]) -> dict[str, str]:
+        """Tags for the commit that is checked out and whether the work tree differs from it.
+
+        Empty if the run already has a commit that holds its results.
+        """
+        if recorded.get(HELD_TAG) == "true":
+            return {}
+        head = self.head()
+        is_dirty = bool(self._git("status", "--porcelain", "--", *INPUTS))
+        return {COMMIT_TAG: head, DIRTY_TAG: str(is_dirty).lower() if head else ""}
 
     def _log(self, *arguments: str, paths: tuple[str, ...] = ()) -> list[Commit]:
         listed = self._git("log", "--format=%H %ct", *arguments, "--", *paths)
         return [Commit(revision, int(seconds) * 1000) for revision, seconds in map(str.split, listed.splitlines())]
 
     def _git(self, *arguments: str) -> str:
-        """What git prints, or nothing where there is no git, no repository or no such revision.
+        """The output of git, or an empty text if there is no git, no repository or no such revision.
 
-        Raises
-        ------
-        UserError
-            Git refuses to work, as it does in a repository of another user.
+        Any other failure, such as git's refusal to read another user's repository, is a `UserError`.
         """
         command = ["git", *arguments]
-        english = {**os.environ, "LC_ALL": "C"}  # what it says is read below
+        english = {**os.environ, "LC_ALL": "C"}  # its messages are read below
         try:
             result = subprocess.run(command, cwd=self.root, env=english, capture_output=True, text=True, check=False)
         except OSError:
             return ""
-        if result.returncode and not re.search("not a git repository|bad revision|ambiguous argument", result.stderr):
-            reason = result.stderr.strip().partition("\n")[0]
-            if reason:
-                raise UserError(f"git {arguments[0]} failed: {reason}")
-        return "" if result.returncode else result.stdout.strip()
+        if result.returncode == 0:
+            return result.stdout.strip()
+        reason = result.stderr.strip().partition("\n")[0]
+        if reason and not re.search("not a git repository|bad revision|ambiguous argument", result.stderr):
+            raise UserError(f"git {arguments[0]} failed: {reason}")
+        return ""
+
+
+def experiment_names(tags: Mapping[str, str]) -> dict[str, str]:
+    """The DVC experiments of a run by name, each with its commit, or an empty text if that is unknown."""
+    names, revisions = (tags.get(tag, "").split(", ") for tag in (EXPERIMENT_TAG, REVISION_TAG))
+    return {name: revision for name, revision in zip_longest(names, revisions, fillvalue="") if name}
+
+
+def commit_tags(recorded: Mapping[str, str], commits: Sequence[Commit]) -> dict[str, str]:
+    """Tags of a run whose state these commits hold, the newest last.
+
+    Experiment names are those of this clone, and those that other clones gave to other commits.
+    """
+    tags: dict[str, str] = {}
+    experiments = [commit for commit in commits if commit.experiment]
+    if experiments:
+        known = experiment_names(recorded)
+        own = {commit.experiment: commit.revision for commit in experiments}
+        others = {name: revision for name, revision in known.items() if revision and revision not in own.values()}
+        names = {name: known[name] for name in known if name in others | own} | own  # in the recorded order
+        tags |= {EXPERIMENT_TAG: ", ".join(names), REVISION_TAG: ", ".join(names.values())}
+        if names != known:
+            tags[BASELINE_TAG] = experiments[-1].baseline
+    if recorded.get(HELD_TAG) != "true":
+        tags |= {COMMIT_TAG: commits[-1].revision, DIRTY_TAG: "false", HELD_TAG: "true"}
+    return tags

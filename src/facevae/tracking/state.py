@@ -1,79 +1,56 @@
-"""A state of the pipeline: its params, code and data, the fingerprint of these, and what dvc.lock knows of it."""
+"""A state of the pipeline: its params, code and data, their fingerprint, and what dvc.lock recorded of the last run."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import yaml
 
 from facevae.config.paths import PARAMS, PREPARED
 from facevae.config.yaml12 import Yaml12Loader
 from facevae.errors import UserError
-from facevae.tracking.project_files import Files
+from facevae.tracking.project_files import Files, digest_of
 
-SOURCE_STAGE = "prepare"  # the digest of its output speaks for its code and params
-MISSING = object()
+SOURCE_STAGE = "prepare"  # the digest of its output stands for its code and params
 
 
 @dataclass(frozen=True)
 class Stage:
-    """An entry of dvc.yaml: paths, and keys of the params."""
+    """A stage of dvc.yaml, with all `${...}` replaced."""
 
     command: str | list[str]
-    params: tuple[str, ...]
+    params: tuple[str, ...]  # dotted keys, or whole sections
     dependencies: tuple[str, ...]
     outputs: tuple[str, ...]
-    cached: tuple[str, ...]  # the outputs that DVC holds; Git has the others
-
-
-@dataclass(frozen=True)
-class _LockedStage:
-    """An entry of dvc.lock: what a stage was run with, and the digests of what it read and wrote."""
-
-    command: object
-    params: Mapping[str, Any]
-    dependencies: Mapping[str, str | None]
-    outputs: Mapping[str, str | None]
-
-    @classmethod
-    def parse(cls, entry: Mapping[str, Any]) -> Self:
-        """Read it from plain values."""
-        digests = {kind: {item["path"]: item.get("md5") for item in entry.get(kind) or []} for kind in ("deps", "outs")}
-        params = (entry.get("params") or {}).get(PARAMS.as_posix()) or {}
-        return cls(entry["cmd"], params, digests["deps"], digests["outs"])
+    cached: tuple[str, ...]  # the outputs that DVC keeps; Git keeps the others
 
 
 class State:
-    """What the pipeline's files say, in the work tree or in a commit.
+    """The pipeline's files in the work tree or in a commit.
 
     Parameters
     ----------
     files
-        Where to read params.yaml, dvc.yaml, dvc.lock and the code.
+        The project's root. A `UserError` names the file there that is missing or damaged.
     data_digest
         DVC's digest of the prepared set; None: the one in dvc.lock.
-
-    Raises
-    ------
-    UserError
-        params.yaml, dvc.yaml or dvc.lock is missing or no mapping, or names no prepared set.
     """
 
     def __init__(self, files: Files, data_digest: str | None = None) -> None:
         self.files = files
         self.params = _read_yaml(files, PARAMS.as_posix())
         entries = _read_yaml(files, "dvc.yaml").get("stages") or {}
-        lock = _read_yaml(files, "dvc.lock").get("stages") or {} if files.read("dvc.lock") else {}
+        lock = _read_yaml(files, "dvc.lock").get("stages") or {} if (files / "dvc.lock").exists() else {}
         try:
             own = {name: entry for name, entry in entries.items() if "cmd" in entry}  # foreach and matrix have none
             self.stages = {name: _parse_stage(entry, self.params) for name, entry in own.items()}
-            self._lock = {name: _LockedStage.parse(entry) for name, entry in lock.items()}
+            self._recorded = {name: _parse_record(entry) for name, entry in lock.items()}
         except (TypeError, AttributeError, KeyError) as error:
-            raise UserError(f"dvc.yaml or dvc.lock is not as DVC writes it: {error!r}") from error
+            raise UserError(f"dvc.yaml or dvc.lock does not have DVC's format: {error!r}") from error
         if SOURCE_STAGE not in self.stages:
             raise UserError(f"dvc.yaml has no stage {SOURCE_STAGE}")
         digest = data_digest or self.recorded_digest(PREPARED.as_posix())
@@ -83,12 +60,13 @@ class State:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all that determines metrics and figures: data, params and code of the stages that work on the data."""
+        """Hash of all that determines metrics and figures: the data, and params and code of the stages after it."""
+        produced = {path for stage in self.stages.values() for path in stage.outputs}
         stages = {
             name: {
                 "command": stage.command,
                 "params": {key: _normalized(self.param(key)) for key in stage.params},
-                "code": {path: self.files.digest(path) for path in stage.dependencies if path not in self._produced},
+                "code": {path: digest_of(self.files / path) for path in stage.dependencies if path not in produced},
             }
             for name, stage in self.stages.items()
             if name != SOURCE_STAGE
@@ -98,69 +76,54 @@ class State:
 
     @property
     def experiment(self) -> str:
-        """The MLflow experiment that its run goes to."""
+        """The MLflow experiment of its run."""
         experiment = self.param("tracking.experiment")
         if not isinstance(experiment, str):
-            raise UserError(f"{PARAMS} has no text at tracking.experiment")
+            raise UserError(f"{PARAMS}: tracking.experiment must be a name")
         return experiment
 
     @property
     def default_name(self) -> str:
-        """What its run is called where no DVC experiment gives it a name."""
+        """The name of its run, unless a DVC experiment gives it another one."""
         return f"{self.param('data.source')}-{self.fingerprint[:8]}"
 
     def param(self, key: str) -> object:
-        """The value of a dotted key or a whole section; `MISSING` where there is none."""
+        """The value of a dotted key or a whole section, or None."""
         value: Any = self.params
         for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return MISSING
-            value = value[part]
+            value = value.get(part) if isinstance(value, Mapping) else None
         return value
 
-    def recorded_digest(self, output: str) -> str | None:
-        """What dvc.lock has as the digest of an output of any stage."""
-        return next((entry.outputs[output] for entry in self._lock.values() if output in entry.outputs), None)
-
     def read(self, path: str) -> bytes:
-        """The content of a file.
-
-        Raises
-        ------
-        UserError
-            It is missing.
-        """
-        content = self.files.read(path)
-        if content is None:
+        """The content of a file, or a `UserError` if it is missing."""
+        if not (self.files / path).is_file():
             raise UserError(f"{path} is missing: run `dvc repro`")
-        return content
+        return (self.files / path).read_bytes()
+
+    def recorded_digest(self, output: str) -> str | None:
+        """The digest in dvc.lock of an output of any stage."""
+        key = "outs", output
+        return next((str(record[key]) for record in self._recorded.values() if record.get(key)), None)
 
     def digest(self, path: str) -> str | None:
-        """The digest of a file; of what DVC holds, and need not lie here, as dvc.lock has it."""
+        """The digest of a file or folder; dvc.lock's, if DVC keeps it and it has not been checked out."""
         if path == PREPARED.as_posix():
             return self.data_digest
-        digest = self.files.digest(path)
+        digest = digest_of(self.files / path)
         is_cached = any(path in stage.cached for stage in self.stages.values())
         return self.recorded_digest(path) if digest is None and is_cached else digest
 
-    def differences(self, stage_name: str) -> Iterator[str]:
-        """In what a stage's record in dvc.lock differs from the files: nothing where its outputs are this state's."""
-        stage, entry = self.stages[stage_name], self._lock.get(stage_name)
-        if entry is None:
-            yield "never run"
-            return
-        if entry.command != stage.command:
-            yield "its command"
-        for key in stage.params:
-            if _normalized(entry.params.get(key, MISSING)) != _normalized(self.param(key)):
-                yield key
-        raw_images = self.param("data.root")  # of which Git may know nothing
-        for path in stage.dependencies:
-            if path != raw_images and entry.dependencies.get(path) != self.digest(path):
-                yield path
-        for path in stage.outputs:
-            if path not in entry.outputs or entry.outputs[path] != self.digest(path):
-                yield path
+    def differences(self, stage_name: str) -> list[str]:
+        """What changed since dvc.lock recorded a stage. Empty if the stage's outputs belong to this state."""
+        if stage_name not in self._recorded:
+            return ["never run"]
+        stage, recorded = self.stages[stage_name], self._recorded[stage_name]
+        raw_images = self.param("data.root")  # Git may know nothing of them
+        now: dict[tuple[str, str], object] = {("cmd", "its command"): stage.command}
+        now |= {("params", key): _normalized(self.param(key)) for key in stage.params}
+        now |= {("deps", path): self.digest(path) for path in stage.dependencies if path != raw_images}
+        now |= {("outs", path): self.digest(path) for path in stage.outputs}
+        return [key[1] for key, value in now.items() if key not in recorded or recorded[key] != value]
 
     def needs(self, stage_name: str) -> set[str]:
         """The stages whose outputs a stage reads."""
@@ -168,13 +131,9 @@ class State:
         return {name for name, stage in self.stages.items() if read.intersection(stage.outputs)}
 
     def upstream(self, stage_name: str) -> set[str]:
-        """The stages on whose outputs a stage depends, through however many others."""
+        """All stages that must run before a stage."""
         read = self.needs(stage_name)
         return read.union(*(self.upstream(name) for name in read))
-
-    @cached_property
-    def _produced(self) -> set[str]:
-        return {path for stage in self.stages.values() for path in stage.outputs}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -187,15 +146,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _read_yaml(files: Files, path: str) -> dict[str, Any]:
-    content = files.read(path)
-    if content is None:
-        raise UserError(f"there is no {path}")
+    if not (files / path).is_file():
+        raise UserError(f"{path} is missing: run this in the root of a clone")
     try:
-        tree = yaml.load(content, Loader=Yaml12Loader)
+        tree = yaml.load((files / path).read_bytes(), Loader=Yaml12Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"{path} is no mapping")
+        raise UserError(f"{path} is not a mapping")
     return tree
 
 
@@ -220,12 +178,16 @@ def _parse_stage(entry: Mapping[str, Any], params: Mapping[str, Any]) -> Stage:
     )
 
 
-def _normalized(value: Any) -> Any:
-    """Numbers as floats, since 1 and 1.0 are the same value of a param, and a key that is missing as text."""
-    if isinstance(value, Mapping):
-        return {key: _normalized(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_normalized(item) for item in value]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return "missing" if value is MISSING else value
+def _parse_record(entry: Mapping[str, Any]) -> dict[tuple[str, str], object]:
+    """A stage of dvc.lock: its command, the values of its params and the digests of its files, by kind and name."""
+    params = (entry.get("params") or {}).get(PARAMS.as_posix()) or {}
+    record: dict[tuple[str, str], object] = {("cmd", "its command"): entry["cmd"]}
+    record |= {("params", key): _normalized(value) for key, value in params.items()}
+    for kind in ("deps", "outs"):
+        record |= {(kind, item["path"]): item.get("md5") for item in entry.get(kind) or []}
+    return record
+
+
+def _normalized(value: object) -> object:
+    """A param's value with all numbers as floats, since 1 and 1.0 are equal."""
+    return json.loads(json.dumps(value), parse_int=float)

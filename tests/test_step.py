@@ -60,6 +60,17 @@ def test_a_step_with_a_long_gradient_is_skipped() -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in optimization.model.state_dict().items())
 
 
+@pytest.mark.parametrize("normalization", ["none", "batch"])
+def test_a_skipped_step_leaves_the_average_as_it_was(normalization: str) -> None:
+    optimization = optimization_with(train__average_decay=0.9, model__normalization=normalization)
+    for _ in range(3):
+        take_step(optimization, IMAGES)
+    before = weights(optimization.validated)
+    *_, skip = take_step(optimization, torch.full((8, 3, 8, 8), math.nan))
+    assert bool(skip)
+    assert all(torch.equal(weight, before[name]) for name, weight in optimization.validated.state_dict().items())
+
+
 @pytest.mark.parametrize("limit", [0.5, 1e6])
 def test_gradients_are_clipped_as_torch_clips_them(limit: float) -> None:
     """Compare with Adam after `clip_grad_norm_`; gradients below the limit stay as they are."""

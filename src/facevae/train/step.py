@@ -125,7 +125,7 @@ class Optimization:
             buffer.copy_(torch.where(skip, before, buffer))
         self.step += 1
         if self.params.average_decay is not None:
-            self._average(self.params.average_decay)
+            self._average(self.params.average_decay, skip)
         return StepReport(terms, norm, skip)
 
     def _add_gradients(self, images: Tensor, noise: Tensor, num_images: int, is_last: bool) -> Tensor:
@@ -166,14 +166,17 @@ class Optimization:
         return self.adam.moments + self.sigma_adam.moments
 
     @torch.no_grad()
-    def _average(self, decay: float) -> None:
-        """Move the average towards the weights (Polyak and Juditsky 1992), by more in the first steps."""
-        decay = min(decay, (1 + self.step) / (10 + self.step))
+    def _average(self, decay: float, skip: Tensor) -> None:
+        """Move the average towards the weights (Polyak and Juditsky 1992), by more in the first steps.
+
+        A skipped step leaves it as it was.
+        """
+        share = torch.where(skip, 0.0, 1 - min(decay, (1 + self.step) / (10 + self.step)))
         for average, current in zip(
             self.validated.state_dict().values(), self.model.state_dict().values(), strict=True
         ):
             if average.is_floating_point():
-                average.lerp_(current, 1 - decay)
+                average.lerp_(current, share)
             else:  # the number of batches that batch normalisation has seen
                 average.copy_(current)
 

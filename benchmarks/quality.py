@@ -188,8 +188,9 @@ class PythaeVAE(VAE):
         output = self.encoder(images)
         return Posterior(output["embedding"].float(), bounded_log_variance(output["log_covariance"].float()))
 
-    def decode(self, latent: Tensor) -> Tensor:
-        return torch.sigmoid(self.decoder(latent)["reconstruction"].float())
+    def decode_logits(self, latent: Tensor) -> Tensor:
+        logits: Tensor = self.decoder(latent)["reconstruction"]
+        return logits.float()
 
 
 class InPrecision(VAE):
@@ -205,9 +206,9 @@ class InPrecision(VAE):
         with autocast(*self._precision):
             return self.model.encode(images)
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode_logits(self, latent: Tensor) -> Tensor:
         with autocast(*self._precision):
-            return self.model.decode(latent)
+            return self.model.decode_logits(latent)
 
 
 def main() -> None:

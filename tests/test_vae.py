@@ -93,16 +93,18 @@ def test_decoder_mirrors_the_encoder() -> None:
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch", "group"])
-def test_last_convolution_feeds_the_sigmoid_directly(normalization: str) -> None:
+def test_last_convolution_gives_the_logits(normalization: str) -> None:
     params = small_params(model__normalization=normalization, model__dropout=0.3).model
-    decoder = Decoder(params, 8, 3)
+    model = VAE(params, 8, 3)
+    decoder = model.decoder
     last = decoder.blocks[-1]
     assert isinstance(last, nn.Sequential)
     assert [type(layer) for layer in last] == [nn.ConvTranspose2d]
     latent = torch.randn(4, 3)
     logits = decoder.eval().blocks(decoder.features(latent).unflatten(1, (16, 2, 2)))
     assert (logits < 0).any()
-    torch.testing.assert_close(decoder(latent), torch.sigmoid(logits))
+    torch.testing.assert_close(model.decode_logits(latent), logits)
+    torch.testing.assert_close(model.decode(latent), torch.sigmoid(logits))
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch", "group"])

@@ -91,9 +91,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (batch, latent_dim) to images (batch, channel, height, width) in [0, 1].
+    """Latents (batch, latent_dim) to logits of images (batch, channel, height, width).
 
-    It mirrors the encoder, last layer first. The last transposed convolution feeds the sigmoid directly.
+    It mirrors the encoder, last layer first. The last transposed convolution gives the logits.
     """
 
     def __init__(self, params: ModelParams, image_size: int, image_channels: int) -> None:
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         maps = self.features(latent).unflatten(1, self._feature_shape)  # (batch, *feature_shape)
         logits: Tensor = self.blocks(maps.contiguous(memory_format=self.memory_format))
-        return torch.sigmoid(logits.float())
+        return logits.float()
 
 
 class VAE(nn.Module):
@@ -139,8 +139,12 @@ class VAE(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Reconstruction (batch, channel, height, width) in [0, 1] of latents (batch, latent_dim)."""
-        reconstruction: Tensor = self.decoder(latent)
-        return reconstruction
+        return torch.sigmoid(self.decode_logits(latent))
+
+    def decode_logits(self, latent: Tensor) -> Tensor:
+        """The reconstruction before its sigmoid, of the same shape."""
+        logits: Tensor = self.decoder(latent)
+        return logits
 
 
 class _Bounded(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from facevae.config.schema import TrainParams
 from facevae.device import autocast
-from facevae.model.objective import LOG_SIGMA_FLOOR, kl_nats, reconstruction_term
+from facevae.model.objective import LOG_SIGMA_FLOOR, kl_nats, predict, reconstruction_term
 from facevae.model.vae import VAE
 from facevae.train.distributed import ALONE, Workers, share_batch_norm
 from facevae.train.optimizers import Adam
@@ -55,11 +55,11 @@ class Objective(nn.Module):
 
         Both are float32, whatever the precision of the network.
         """
+        likelihood, log_sigma = self._params.likelihood, self.model.log_sigma
         with autocast(self._params.precision, self._device):
             posterior = self.model.encode(images)
-            reconstruction = self.model.decode(posterior.at(noise))
-        likelihood, log_sigma = self._params.likelihood, self.model.log_sigma
-        errors = reconstruction_term(likelihood, reconstruction, images, log_sigma)
+            prediction = predict(self.model, likelihood, posterior.at(noise))
+        errors = reconstruction_term(likelihood, prediction, images, log_sigma)
         return torch.stack([errors.sum(), kl_nats(posterior).sum()])
 
 

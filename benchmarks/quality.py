@@ -363,7 +363,6 @@ def evaluation_params(params: Params) -> EvaluateParams:
         strengths=(0.5, 1.0, 2.0, 3.0),
         num_edited_images=40,
         original_lambda=params.evaluate.original_lambda,
-        num_bootstraps=1000,
         inception_weights=None,
     )
 

@@ -20,7 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "model": {"channels": [8, 16], "strides": [2, 2], "latent_dim": 4},
     "train": {"epochs": 8, "num_threads": 1, "kl_warmup_epochs": 1.0},
     "classifier": {"epochs": 2},
-    "evaluate": {"num_samples": 16, "num_bootstraps": 20, "num_edited_images": 4, "strengths": [1.0]},
+    "evaluate": {"num_samples": 16, "num_edited_images": 4, "strengths": [1.0]},
     "figures": {"num_samples": 8, "num_interpolations": 2, "interpolation_steps": 5},
 }
 

@@ -100,7 +100,7 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
 
 
 def test_the_kl_warms_up_to_beta() -> None:
-    params = small_params(train__beta=2.0, train__kl_warmup_epochs=4).train
+    params = small_params(train__beta=2.0, train__kl_warmup_epochs=4, train__epochs=4).train
     assert [kl_weight_at(params, epochs) for epochs in (0, 1, 4, 9)] == [0, 0.5, 2, 2]
     assert kl_weight_at(params.model_copy(update={"kl_warmup_epochs": 0}), 0) == 2
 
@@ -134,7 +134,7 @@ def test_the_average_follows_the_weights() -> None:
 
 
 def test_a_step_weighs_the_kl_by_its_warmup() -> None:
-    optimization = optimization_with(train__beta=200.0, train__kl_warmup_epochs=4)
+    optimization = optimization_with(train__beta=200.0, train__kl_warmup_epochs=4, train__epochs=4)
     reference = copy.deepcopy(optimization.model)
     optimization.step = 2 * STEPS_PER_EPOCH - 1  # the last step of the first half of the warm-up
     take_step(optimization, IMAGES)

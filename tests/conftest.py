@@ -105,7 +105,6 @@ SMALL: dict[str, Any] = {
         "strengths": [1.0, 2.0],
         "num_edited_images": 4,
         "original_lambda": 0.5,
-        "num_bootstraps": 10,
         "inception_weights": None,
     },
     "figures": {
@@ -338,7 +337,7 @@ def working_in(folder: Path) -> Iterator[None]:
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which all stages but `figures` have been run on a tiny set."""
     folder = tmp_path_factory.mktemp("evaluated")
-    tree = small_tree(data__num_images=20, data__image_size=16, evaluate__num_bootstraps=2)
+    tree = small_tree(data__num_images=20, data__image_size=16)
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     shutil.copy(ROOT / "dvc.yaml", folder)
     for name in ("src", "stages"):

@@ -160,7 +160,7 @@ def test_skipped_steps_do_not_count_in_the_means(monkeypatch: pytest.MonkeyPatch
 
 
 def test_reported_losses_weigh_the_kl_fully_during_its_warmup() -> None:
-    row = run(small_params(train__epochs=1, train__kl_warmup_epochs=50, train__beta=2.0)).history.iloc[0]
+    row = run(small_params(train__epochs=8, train__kl_warmup_epochs=8, train__beta=2.0)).history.iloc[0]
     for split in ("train", "validation"):
         expected = row[f"{split}_reconstruction"] + 2.0 * row[f"{split}_kl"]
         assert row[f"{split}_loss"] == pytest.approx(expected, rel=1e-5)

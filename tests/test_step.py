@@ -59,6 +59,17 @@ def test_a_step_with_a_long_gradient_is_skipped() -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in optimization.model.state_dict().items())
 
 
+@pytest.mark.parametrize("normalization", ["none", "batch"])
+def test_a_skipped_step_leaves_the_average_as_it_was(normalization: str) -> None:
+    optimization = optimization_with(train__average_decay=0.9, model__normalization=normalization)
+    for _ in range(3):
+        take_step(optimization, IMAGES)
+    before = weights(optimization.validated)
+    *_, skip = take_step(optimization, torch.full((8, 3, 8, 8), math.nan))
+    assert bool(skip)
+    assert all(torch.equal(weight, before[name]) for name, weight in optimization.validated.state_dict().items())
+
+
 @pytest.mark.parametrize("limit", [0.5, 1e6])
 def test_gradients_are_clipped_as_torch_clips_them(limit: float) -> None:
     """Compare with Adam after `clip_grad_norm_`; gradients below the limit stay as they are."""
@@ -88,7 +99,7 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
 
 
 def test_the_kl_warms_up_to_beta() -> None:
-    params = small_params(train__beta=2.0, train__kl_warmup_epochs=4).train
+    params = small_params(train__beta=2.0, train__kl_warmup_epochs=4, train__epochs=4).train
     assert [kl_weight_at(params, epochs) for epochs in (0, 1, 4, 9)] == [0, 0.5, 2, 2]
     assert kl_weight_at(params.model_copy(update={"kl_warmup_epochs": 0}), 0) == 2
 
@@ -122,7 +133,7 @@ def test_the_average_follows_the_weights() -> None:
 
 
 def test_a_step_weighs_the_kl_by_its_warmup() -> None:
-    optimization = optimization_with(train__beta=200.0, train__kl_warmup_epochs=4)
+    optimization = optimization_with(train__beta=200.0, train__kl_warmup_epochs=4, train__epochs=4)
     reference = copy.deepcopy(optimization.model)
     optimization.step = 2 * STEPS_PER_EPOCH - 1  # the last step of the first half of the warm-up
     take_step(optimization, IMAGES)

@@ -105,7 +105,6 @@ class EvaluateParams(Section):
     strengths: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
     num_edited_images: PositiveInt  # with each attribute, and as many without it
     original_lambda: Finite
-    num_bootstraps: PositiveInt
     inception_weights: Text | None  # path of the weights that the FID needs; None: no FID
 
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from facevae.config.schema import TrainParams
 from facevae.device import autocast
-from facevae.model.objective import LOG_SIGMA_FLOOR, kl_nats, reconstruction_term
+from facevae.model.objective import LOG_SIGMA_FLOOR, kl_nats, predict, reconstruction_term
 from facevae.model.vae import VAE
 from facevae.train.distributed import ALONE, Workers, share_batch_norm
 from facevae.train.muon import Muon
@@ -56,11 +56,11 @@ class Objective(nn.Module):
 
         Both are float32, whatever the precision of the network.
         """
+        likelihood, log_sigma = self._params.likelihood, self.model.log_sigma
         with autocast(self._params.precision, self._device):
             posterior = self.model.encode(images)
-            reconstruction = self.model.decode(posterior.at(noise))
-        likelihood, log_sigma = self._params.likelihood, self.model.log_sigma
-        errors = reconstruction_term(likelihood, reconstruction, images, log_sigma)
+            prediction = predict(self.model, likelihood, posterior.at(noise))
+        errors = reconstruction_term(likelihood, prediction, images, log_sigma)
         return torch.stack([errors.sum(), kl_nats(posterior).sum()])
 
 
@@ -126,7 +126,7 @@ class Optimization:
             buffer.copy_(torch.where(skip, before, buffer))
         self.step += 1
         if self.params.average_decay is not None:
-            self._average(self.params.average_decay)
+            self._average(self.params.average_decay, skip)
         return StepReport(terms, norm, skip)
 
     def _add_gradients(self, images: Tensor, noise: Tensor, num_images: int, is_last: bool) -> Tensor:
@@ -170,14 +170,17 @@ class Optimization:
         return [moments for optimizer, _ in self.optimizers for moments in optimizer.moments]
 
     @torch.no_grad()
-    def _average(self, decay: float) -> None:
-        """Move the average towards the weights (Polyak and Juditsky 1992), by more in the first steps."""
-        decay = min(decay, (1 + self.step) / (10 + self.step))
+    def _average(self, decay: float, skip: Tensor) -> None:
+        """Move the average towards the weights (Polyak and Juditsky 1992), by more in the first steps.
+
+        A skipped step leaves it as it was.
+        """
+        share = torch.where(skip, 0.0, 1 - min(decay, (1 + self.step) / (10 + self.step)))
         for average, current in zip(
             self.validated.state_dict().values(), self.model.state_dict().values(), strict=True
         ):
             if average.is_floating_point():
-                average.lerp_(current, 1 - decay)
+                average.lerp_(current, share)
             else:  # the number of batches that batch normalisation has seen
                 average.copy_(current)
 

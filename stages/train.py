@@ -2,7 +2,6 @@
 
 from functools import partial
 
-from facevae.config import checks
 from facevae.config.params import load_params
 from facevae.config.paths import HISTORY, MODEL, TRAIN_METRICS
 from facevae.data.prepared import PreparedSet
@@ -20,7 +19,6 @@ def main() -> None:
     params = load_params()
     prepared = PreparedSet().verified()
     images, manifest = (prepared.images("train"), prepared.images("validation")), prepared.manifest
-    checks.require_warmup_to_end(params.train, len(images[0]))
     device = set_up_device(params.train)
     fingerprint = training_fingerprint(params, prepared.digest, platform(device))
     model = vae.new_model(params.model, manifest.image_size, manifest.channels, seed=params.seed)

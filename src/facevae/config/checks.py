@@ -42,12 +42,6 @@ def require_known(key: str, attributes: Sequence[str], known: Iterable[str]) -> 
             raise UserError(f"{key}: {attribute!r} is not an attribute of this data set. {hint}")
 
 
-def require_warmup_to_end(train: TrainParams, num_images: int) -> None:
-    """Raise a `UserError` if training on `num_images` images ends before the learning rate has risen to its value."""
-    if problem := _warmup_problem(train, num_images):
-        raise UserError(problem)
-
-
 def _geometry_problems(data: DataParams, model: ModelParams) -> Iterator[str]:
     if len(model.channels) != len(model.strides):
         yield (
@@ -120,7 +114,6 @@ def _train_problems(train: TrainParams) -> Iterator[str]:
             f"train.binarization: {train.binarization!r}, but train.likelihood {train.likelihood!r} models all "
             "intensities: use none, or set train.likelihood to bernoulli"
         )
-
     if train.kl_warmup_epochs > train.epochs:
         yield (
             f"train.kl_warmup_epochs: {train.kl_warmup_epochs:g} is longer than train.epochs {train.epochs}, so the KL "
@@ -135,24 +128,18 @@ def _train_problems(train: TrainParams) -> Iterator[str]:
 
 
 def _warmup_problems(params: Params) -> Iterator[str]:
-    """What `require_warmup_to_end` would raise, if it is known before the data are."""
-    data = params.data
+    """A training that ends before the learning rate has risen to its value, if the number of images is known."""
+    data, train = params.data, params.train
     if data.num_images is None:
         return
     held_out = data.validation_fraction + data.test_fraction if data.split == "random" else 0
     num_train = math.ceil(data.num_images * (1 - held_out)) + 1  # at most: fractions are rounded
-    if problem := _warmup_problem(params.train, num_train):
-        yield problem
-
-
-def _warmup_problem(train: TrainParams, num_images: int) -> str | None:
-    num_steps = train.epochs * math.ceil(num_images / train.batch_size)
-    if train.learning_rate_warmup_steps < num_steps:
-        return None
-    return (
-        f"train.learning_rate_warmup_steps: {train.learning_rate_warmup_steps} is not below the number of steps, at "
-        f"most {num_steps}, so train.learning_rate would never be reached: lower it, or raise train.epochs"
-    )
+    num_steps = train.epochs * math.ceil(num_train / train.batch_size)
+    if train.learning_rate_warmup_steps >= num_steps:
+        yield (
+            f"train.learning_rate_warmup_steps: {train.learning_rate_warmup_steps} is not below the number of steps, "
+            f"at most {num_steps}, so train.learning_rate would never be reached: lower it, or raise train.epochs"
+        )
 
 
 def _normalization_problems(params: Params) -> Iterator[str]:

@@ -324,4 +324,5 @@ def _params(path: Path) -> Params:
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     tree["data"]["image_size"] = IMAGE_SIZE
     tree["train"] |= {"learning_rate_decay": "none", "learning_rate": 0.0005, "likelihood": "squared_error"}
+    tree["train"] |= {"optimizer": "adam", "muon_learning_rate": None, "momentum": None}  # as all contenders have it
     return parse_params(tree, name=path.name)

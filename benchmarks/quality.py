@@ -60,6 +60,12 @@ BEST = {  # for half the size and a few thousand steps, where a residual block d
     "train.kl_warmup_epochs": 4.0,
     "train.average_decay": 0.995,
 }
+ADAM = {  # the demo as it was measured, before Muon
+    "train.optimizer": "adam",
+    "train.muon_learning_rate": None,
+    "train.momentum": None,
+    "train.kl_warmup_epochs": 4.0,
+}
 ORIGINAL_OBJECTIVE = {"train.likelihood": "squared_error", "train.clip_gradient_norm": 200.0}
 PYTHAE = {"model.latent_dim": 64, "train.batch_size": 64, "train.learning_rate": 0.001}
 
@@ -103,7 +109,7 @@ CONTENDERS = {
     "documented": Contender("documented original", "presets/celeba.yaml", {}),
     "script": Contender("script of the original", "presets/celeba-script.yaml", {}),
     "pythae": Contender("pythae's VAE for CelebA", "presets/celeba.yaml", PYTHAE),
-    "demo": Contender("demo's model", "params.yaml", {}),
+    "demo": Contender("demo's model, Adam", "params.yaml", ADAM),
     "best": Contender("best recipe", "presets/celeba-best.yaml", BEST),
     "best-original": Contender(
         "best recipe, original's objective", "presets/celeba-best.yaml", BEST | ORIGINAL_OBJECTIVE

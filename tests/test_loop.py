@@ -193,13 +193,13 @@ STATEFUL = {  # everything that a training carries from epoch to epoch
 }
 
 
-@pytest.mark.parametrize("optimizer", [{}, {**MUON, "train__muon_learning_rate": 30.0}])
+@pytest.mark.parametrize("optimizer", [{}, MUON])
 @pytest.mark.parametrize("stopped_after", [1, 2, 4, 5])
 def test_a_stopped_training_continues_to_the_same_bits(stopped_after: int, optimizer: dict[str, Any]) -> None:
     params = small_params(**{**STATEFUL, **optimizer})
     seen: dict[int, Progress] = {}
     whole = run(params, on_epoch=[lambda now: seen.update({len(now.rows): copy.deepcopy(now)})])
-    assert whole.best_epoch < 5
+    assert optimizer or whole.best_epoch < 5  # with Adam, so that the weights to keep are not the last ones
     called: list[int] = []
     rest = run(
         params,

@@ -22,6 +22,7 @@ report: $(INSTALLED)
 sweep: $(INSTALLED)
 	$(BIN)/dvc exp run --queue --name sweep -S train.beta=0.5,1,2,4 -S model.latent_dim=16,32 \
 		-S data.num_images=2000 -S train.epochs=8 -S train.kl_warmup_epochs=2 -S train.num_threads=1 \
+		-S train.optimizer=adam -S train.muon_learning_rate=null -S train.momentum=null \
 		-S train.likelihood=squared_error -S train.average_decay=null -S train.learning_rate=0.003 \
 		-S train.clip_gradient_norm=200 -S train.skip_gradient_norm=10000
 	$(BIN)/dvc exp run --run-all --jobs 2

@@ -86,7 +86,9 @@ def main() -> None:
 
 def _params(num_threads: int) -> Params:
     tree = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    tree["train"] |= {"epochs": 2, "num_threads": num_threads, "precision": "float32", "device": "cpu"}
+    tree["model"]["normalization"] = "group"  # batch normalisation across processes needs GPUs
+    tree["train"] |= {"epochs": 2, "kl_warmup_epochs": 2.0, "num_threads": num_threads}
+    tree["train"] |= {"precision": "float32", "device": "cpu"}
     return parse_params(tree, name="params.yaml")
 
 

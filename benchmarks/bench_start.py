@@ -17,7 +17,7 @@ NUM_REPEATS = 3
 TINY = {
     **SMALL,
     "data": {"num_images": 100, "image_size": 16},
-    "train": {"epochs": 1, "num_threads": 1, "kl_warmup_epochs": 1.0},
+    "train": {"epochs": 1, "num_threads": 1, "kl_warmup_epochs": 1.0, "learning_rate_warmup_steps": 1},
     "classifier": {"epochs": 1},
 }
 

@@ -238,7 +238,7 @@ class Contenders:
         return len(self.images) / (ends[1] - ends[0])
 
     def step_and_arithmetic(self, num_epochs: int) -> tuple[float, float]:
-        """Median seconds of a step of our loop, and of its mathematics alone: forward, backward, Adam.
+        """Median seconds of a step of our loop, and of its mathematics alone: forward, backward, optimisers.
 
         An epoch of the loop alternates with as many steps of the mathematics on one batch in memory.
         """
@@ -246,7 +246,7 @@ class Contenders:
         device = set_up_device(params)
         model = new_model(self.params.model, IMAGE_SIZE, 3, seed=0)
         model.set_memory_format(memory_format(device, largest_map_bytes(model.params, IMAGE_SIZE)))  # as the loop does
-        adam = Optimization(model, params, self._num_steps, device).adam
+        optimizers = [optimizer for optimizer, _ in Optimization(model, params, self._num_steps, device).optimizers]
         objective = Objective(model, params, device)
         images = to_unit_range(self.images[: self._batch_size], device)
         noise = torch.randn(len(images), self.params.model.latent_dim)
@@ -257,9 +257,11 @@ class Contenders:
             nonlocal start
             middle = time.perf_counter()
             for _step in range(self._num_steps):
-                adam.zero_grad()
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
                 objective(images, noise).sum().backward()
-                adam.step(1e-6)
+                for optimizer in optimizers:
+                    optimizer.step(1e-6)
             end = time.perf_counter()
             seconds["step"].append((middle - start) / self._num_steps)
             seconds["arithmetic"].append((end - middle) / self._num_steps)
@@ -322,4 +324,5 @@ def _params(path: Path) -> Params:
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     tree["data"]["image_size"] = IMAGE_SIZE
     tree["train"] |= {"learning_rate_decay": "none", "learning_rate": 0.0005, "likelihood": "squared_error"}
+    tree["train"] |= {"optimizer": "adam", "muon_learning_rate": None, "momentum": None}  # as all contenders have it
     return parse_params(tree, name=path.name)

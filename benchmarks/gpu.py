@@ -71,6 +71,7 @@ def params_of(preset: str, image_size: int, batch_size: int) -> Params:
     tree = yaml.safe_load((ROOT / preset).read_text(encoding="utf-8"))
     tree["data"]["image_size"] = image_size
     tree["train"] |= {"batch_size": batch_size, "epochs": 2 * (1 + NUM_REPEATS), "max_skipped_steps": 10**6}
+    tree["train"] |= {"learning_rate_warmup_steps": 0, "kl_warmup_epochs": 0.0}  # longer than these few steps
     return parse_params(tree, name=preset)
 
 

@@ -18,9 +18,9 @@ HELD_BY_DVC = ("models", "data/prepared")  # dvc.lock has their digests
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"num_images": 200, "image_size": 16},
     "model": {"channels": [8, 16], "strides": [2, 2], "latent_dim": 4},
-    "train": {"epochs": 8, "num_threads": 1, "kl_warmup_epochs": 1.0},
+    "train": {"epochs": 8, "num_threads": 1, "kl_warmup_epochs": 1.0, "learning_rate_warmup_steps": 10},
     "classifier": {"epochs": 2},
-    "evaluate": {"num_samples": 16, "num_bootstraps": 20, "num_edited_images": 4, "strengths": [1.0]},
+    "evaluate": {"num_samples": 16, "num_edited_images": 4, "strengths": [1.0]},
     "figures": {"num_samples": 8, "num_interpolations": 2, "interpolation_steps": 5},
 }
 

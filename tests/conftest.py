@@ -75,7 +75,10 @@ SMALL: dict[str, Any] = {
         "epochs": 2,
         "batch_size": 8,
         "micro_batch_size": None,
+        "optimizer": "adam",
         "learning_rate": 0.01,
+        "muon_learning_rate": None,
+        "momentum": None,
         "learning_rate_decay": "none",
         "learning_rate_warmup_steps": 0,
         "likelihood": "squared_error",
@@ -102,7 +105,6 @@ SMALL: dict[str, Any] = {
         "strengths": [1.0, 2.0],
         "num_edited_images": 4,
         "original_lambda": 0.5,
-        "num_bootstraps": 10,
         "inception_weights": None,
     },
     "figures": {
@@ -117,6 +119,12 @@ SMALL: dict[str, Any] = {
     },
     "tracking": {"experiment": "tests"},
 }
+
+MUON: dict[str, Any] = {
+    "train__optimizer": "muon",
+    "train__muon_learning_rate": 0.01,
+    "train__momentum": 0.9,
+}  # changes of SMALL
 
 
 SLOW_FIXTURES = {"project", "copy", "experiments", "inception_weights", "together"}
@@ -329,7 +337,7 @@ def working_in(folder: Path) -> Iterator[None]:
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which all stages but `figures` have been run on a tiny set."""
     folder = tmp_path_factory.mktemp("evaluated")
-    tree = small_tree(data__num_images=20, data__image_size=16, evaluate__num_bootstraps=2)
+    tree = small_tree(data__num_images=20, data__image_size=16)
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     shutil.copy(ROOT / "dvc.yaml", folder)
     for name in ("src", "stages"):

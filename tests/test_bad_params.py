@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from facevae.config.params import load_params, parse_params
 from facevae.errors import UserError
 from facevae.tracking.state import flatten
+from facevae.train.schedules import learning_rate_factor
 
 TEXT = yaml.safe_dump(small_tree(), sort_keys=False)
 LAUGHS = "a: &a [ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
@@ -68,8 +69,14 @@ VALUES = [  # key, value, part of the error
     ("data.test_fraction", 0, "evaluate.split: 'test', but data.test_fraction is 0"),
     ("train.likelihood", "bernoulli", "train.binarization: 'none', but train.likelihood 'bernoulli' needs black and"),
     ("train.binarization", "fixed", "train.binarization: 'fixed', but train.likelihood 'squared_error' models all"),
+    ("train.kl_warmup_epochs", 2.5, "train.kl_warmup_epochs: 2.5 is longer than train.epochs 2, so the KL would never"),
+    ("train.learning_rate_warmup_steps", 8, "train.learning_rate_warmup_steps: 8 is not below the number of steps, at"),
     ("train.micro_batch_size", 9, "train.micro_batch_size: 9 is larger than train.batch_size 8"),
     ("classifier.batch_size", 2, "classifier.batch_size: 2 may leave an image alone"),
+    ("train.optimizer", "sgd", "train.optimizer: 'sgd' must be 'adam' or 'muon'"),
+    ("train.optimizer", "muon", "train.muon_learning_rate: null, but train.optimizer is muon: set a number"),
+    ("train.momentum", 0.95, "train.momentum: 0.95, but train.optimizer is adam: set it to null, or use muon"),
+    ("train.momentum", 1.0, "train.momentum: 1.0 must be less than 1"),
     ("train.launcher", "", "train.launcher: '' must have at least 1 character"),
     ("figures.strengths", [1, 0, -1], "figures.strengths: [1.0, 0.0, -1.0] must rise from negative to positive"),
 ]
@@ -120,6 +127,26 @@ def test_batch_normalisation_of_one_pixel_needs_several_images(key: str, least: 
     small_params(**changes, **{f"train__{key}": least})
     small_params(model__normalization="batch", **{f"train__{key}": 1})
     small_params(model__strides=[2, 4], **{f"train__{key}": 1})
+
+
+@pytest.mark.parametrize(("clip", "skip", "allowed"), [(5, 5, False), (6, 5, False), (4, 5, True), (6, None, True)])
+def test_clipping_above_the_skipped_norm_is_refused(clip: float, skip: float | None, allowed: bool) -> None:
+    never = pytest.raises(UserError, match=f"train.clip_gradient_norm: {clip} never clips.*skip_gradient_norm {skip}")
+    with nullcontext() if allowed else never:
+        small_params(train__clip_gradient_norm=float(clip), train__skip_gradient_norm=skip and float(skip))
+
+
+def test_kl_warmup_as_long_as_the_training_is_allowed() -> None:
+    small_params(train__kl_warmup_epochs=2.0)  # the last step has the full weight
+
+
+def test_learning_rate_warmup_must_end_in_training() -> None:
+    """At most 25 of the 40 images are trained on, in four batches of 8 in each of two epochs."""
+    shorter = small_params(train__learning_rate_warmup_steps=7).train
+    assert learning_rate_factor(shorter, 7, 8) == 1  # the last step
+    with pytest.raises(UserError, match="8 is not below the number of steps, at most 8"):
+        small_params(train__learning_rate_warmup_steps=8)
+    small_params(data__source="folder", data__num_images=None, train__learning_rate_warmup_steps=1000)  # unknown yet
 
 
 @pytest.mark.parametrize(("width", "allowed"), [(4, False), (8, False), (9, True), (16, True)])

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from conftest import small_params
+from conftest import MUON, small_params
 from torch import nn
 from train_together import histories, history_from
 
@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
         "train__micro_batch_size": 5,
         "model__normalization": "group",
     },
+    "muon": {**SLOW, **MUON, "train__clip_gradient_norm": 100.0, "model__normalization": "group"},
     "fewer images than processes": {
         **SLOW,
         "train__likelihood": "gaussian",

@@ -69,12 +69,18 @@ def test_half_of_the_images_are_blurred_and_half_mirrored() -> None:
 def test_skill_table_matches_scikit_learn_and_counting() -> None:
     probabilities = torch.tensor([[0.9, 0.4, 0.3, 0.6], [0.5, 0.2, 0.6, 0.1], [0.7, 0.7, 0.7, 0.7]]).T
     has = pd.DataFrame({"Red": [1, 1, 0, 0], "Large": [1, 0, 0, 0], "Round": 1})
-    table = skill_table(Judgement(torch.zeros(4, 1), probabilities), ("Red", "Large", "Round"), has)
+    table = skill_table(Judgement(torch.zeros(4, 1), probabilities.logit()), ("Red", "Large", "Round"), has)
     assert list(table.index) == ["Red", "Large"]  # all of these images are round
     np.testing.assert_allclose(table.to_numpy(), [[0.75, 0.5, 0.5], [2 / 3, 0, 2 / 3]])
     for name, column in (("Red", 0), ("Large", 1)):
         scores = probabilities[:, column].numpy()
         assert table.loc[name, "classifier_auc"] == roc_auc_score(has[name].to_numpy(dtype=bool), scores)
+
+
+def test_skill_table_ranks_images_whose_probability_rounds_to_one() -> None:
+    logits = torch.tensor([[20.0], [25.0], [-3.0]])  # the sigmoids of 20 and 25 are both 1 in float32
+    table = skill_table(Judgement(torch.zeros(3, 1), logits), ("Red",), pd.DataFrame({"Red": [0, 1, 0]}))
+    assert table.loc["Red", "classifier_auc"] == 1
 
 
 def test_saved_classifier_loads_unchanged(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
+from conftest import small_params
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, kl_divergence
 
 from facevae.config.schema import Likelihood
 from facevae.model import objective
-from facevae.model.vae import Posterior
+from facevae.model.vae import VAE, Posterior
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.rand(5, 3, 4, 4, generator=GENERATOR)
@@ -35,9 +36,34 @@ def test_gaussian_matches_torch_distributions(sigma: float) -> None:
 def test_bernoulli_matches_torch_distributions() -> None:
     binary = (IMAGES >= 0.5).float()
     expected = -Independent(Bernoulli(RECONSTRUCTION), 3).log_prob(binary)
-    torch.testing.assert_close(objective.bernoulli_nats(RECONSTRUCTION, binary), expected)
-    term = objective.discrete_nats("bernoulli", RECONSTRUCTION, binary, torch.tensor(0.0))
+    logits = RECONSTRUCTION.logit()
+    torch.testing.assert_close(objective.bernoulli_nats(logits, binary), expected)
+    term = objective.discrete_nats("bernoulli", logits, binary, torch.tensor(0.0))
     torch.testing.assert_close(term, expected)
+
+
+@pytest.mark.parametrize("size", [5.0, 17.0, 90.0, 2000.0])
+def test_wrong_black_or_white_pixels_cost_their_logit(size: float) -> None:
+    """-log sigmoid(-x) is x + log(1 + exp(-x)), and its slope is sigmoid(x)."""
+    logits = torch.tensor([size, -size]).view(2, 1, 1, 1).requires_grad_()
+    wrong = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    nats = objective.reconstruction_term("bernoulli", logits, wrong, torch.tensor(0.0))
+    assert nats.tolist() == pytest.approx(2 * [size + math.log1p(math.exp(-size))])
+    nats.sum().backward()
+    assert logits.grad is not None
+    slope = 1 / (1 + math.exp(-size))
+    assert logits.grad.flatten().tolist() == pytest.approx([slope, -slope])
+
+
+@pytest.mark.parametrize("likelihood", ["squared_error", "gaussian", "bernoulli"])
+def test_only_the_bernoulli_is_predicted_by_logits(likelihood: Likelihood) -> None:
+    torch.manual_seed(0)
+    model = VAE(small_params().model, 8, 1)
+    latent = torch.randn(4, 3)
+    prediction = objective.predict(model, likelihood, latent)
+    expected = model.decode(latent)
+    torch.testing.assert_close(torch.sigmoid(prediction) if likelihood == "bernoulli" else prediction, expected)
+    assert 0 < expected.min().item() < expected.max().item() < 1
 
 
 def test_squared_error_is_a_gaussian_without_its_constant() -> None:
@@ -53,7 +79,8 @@ def test_squared_error_is_a_gaussian_without_its_constant() -> None:
 )
 def test_reconstruction_term_follows_the_likelihood(likelihood: Likelihood, distribution: Distribution) -> None:
     binary = (IMAGES >= 0.5).float()
-    term = objective.reconstruction_term(likelihood, RECONSTRUCTION, binary, torch.tensor(math.log(0.3)))
+    prediction = RECONSTRUCTION.logit() if likelihood == "bernoulli" else RECONSTRUCTION
+    term = objective.reconstruction_term(likelihood, prediction, binary, torch.tensor(math.log(0.3)))
     torch.testing.assert_close(term, -Independent(distribution, 3).log_prob(binary))
 
 

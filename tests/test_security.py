@@ -329,6 +329,7 @@ def ui(project: Path, tmp_path: Path) -> Iterator[tuple[psutil.Process, int]]:
     recipe = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     command = re.sub(r"--port \d+", f"--port {(port := free_port())}", recipe.splitlines()[-1])
     assert str(port) in command
+    command = command.replace(".venv/bin/mlflow", str(Path(sys.executable).with_name("mlflow")))
     environment = clean_environment() | {"MLFLOW_DISABLE_TELEMETRY": "true"}
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(

@@ -3,12 +3,12 @@ import math
 
 import pytest
 import torch
-from conftest import disc_images, small_params
+from conftest import MUON, disc_images, small_params
 
 from facevae.model import objective
 from facevae.model.pixels import to_unit_range
 from facevae.model.vae import VAE, new_model
-from facevae.train.schedules import kl_weight_at, learning_rate_at
+from facevae.train.schedules import kl_weight_at, learning_rate_factor
 from facevae.train.step import Optimization, StepReport
 
 CPU = torch.device("cpu")
@@ -36,18 +36,17 @@ def weights(model: VAE) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch"])
-def test_a_step_with_a_nan_gradient_changes_nothing(normalization: str) -> None:
-    optimization = optimization_with(model__normalization=normalization)
+@pytest.mark.parametrize("optimizer", [{}, MUON])
+def test_a_step_with_a_nan_gradient_changes_nothing(normalization: str, optimizer: dict[str, object]) -> None:
+    optimization = optimization_with(model__normalization=normalization, train__likelihood="gaussian", **optimizer)
     take_step(optimization, IMAGES)
-    before, state = weights(optimization.model), copy.deepcopy(optimization.adam.moments)
+    before = copy.deepcopy(optimization.tensors())
     *_, skip = take_step(optimization, torch.full((8, 3, 8, 8), math.nan))
     assert bool(skip)
-    assert all(torch.equal(weight, before[name]) for name, weight in optimization.model.state_dict().items())
-    for moments, former in zip(optimization.adam.moments, state, strict=True):
-        assert all(torch.equal(moments[name], former[name]) for name in moments)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in optimization.tensors().items())
     *_, skip = take_step(optimization, IMAGES)
     assert not bool(skip)
-    assert not torch.equal(optimization.model.encoder.mean.weight, before["encoder.mean.weight"])
+    assert not torch.equal(optimization.model.encoder.mean.weight, before["model.encoder.mean.weight"])
 
 
 def test_a_step_with_a_long_gradient_is_skipped() -> None:
@@ -58,6 +57,17 @@ def test_a_step_with_a_long_gradient_is_skipped() -> None:
     *_, skip = take_step(optimization, IMAGES)
     assert bool(skip)
     assert all(torch.equal(weight, before[name]) for name, weight in optimization.model.state_dict().items())
+
+
+@pytest.mark.parametrize("normalization", ["none", "batch"])
+def test_a_skipped_step_leaves_the_average_as_it_was(normalization: str) -> None:
+    optimization = optimization_with(train__average_decay=0.9, model__normalization=normalization)
+    for _ in range(3):
+        take_step(optimization, IMAGES)
+    before = weights(optimization.validated)
+    *_, skip = take_step(optimization, torch.full((8, 3, 8, 8), math.nan))
+    assert bool(skip)
+    assert all(torch.equal(weight, before[name]) for name, weight in optimization.validated.state_dict().items())
 
 
 @pytest.mark.parametrize("limit", [0.5, 1e6])
@@ -80,16 +90,16 @@ def test_gradients_are_clipped_as_torch_clips_them(limit: float) -> None:
 
 
 def test_the_learning_rate_warms_up_and_decays() -> None:
-    params = small_params(train__learning_rate=1.0, train__learning_rate_warmup_steps=3).train
-    assert [learning_rate_at(params, step, 100) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    params = small_params(train__learning_rate_warmup_steps=3).train
+    assert [learning_rate_factor(params, step, 100) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
     cosine = params.model_copy(update={"learning_rate_decay": "cosine", "learning_rate_warmup_steps": 0})
-    assert learning_rate_at(cosine, 0, 100) == 1
-    assert learning_rate_at(cosine, 50, 100) == pytest.approx(0.5)
-    assert learning_rate_at(cosine, 99, 100) < 0.001
+    assert learning_rate_factor(cosine, 0, 100) == 1
+    assert learning_rate_factor(cosine, 50, 100) == pytest.approx(0.5)
+    assert learning_rate_factor(cosine, 99, 100) < 0.001
 
 
 def test_the_kl_warms_up_to_beta() -> None:
-    params = small_params(train__beta=2.0, train__kl_warmup_epochs=4).train
+    params = small_params(train__beta=2.0, train__kl_warmup_epochs=4, train__epochs=4).train
     assert [kl_weight_at(params, epochs) for epochs in (0, 1, 4, 9)] == [0, 0.5, 2, 2]
     assert kl_weight_at(params.model_copy(update={"kl_warmup_epochs": 0}), 0) == 2
 
@@ -123,7 +133,7 @@ def test_the_average_follows_the_weights() -> None:
 
 
 def test_a_step_weighs_the_kl_by_its_warmup() -> None:
-    optimization = optimization_with(train__beta=200.0, train__kl_warmup_epochs=4)
+    optimization = optimization_with(train__beta=200.0, train__kl_warmup_epochs=4, train__epochs=4)
     reference = copy.deepcopy(optimization.model)
     optimization.step = 2 * STEPS_PER_EPOCH - 1  # the last step of the first half of the warm-up
     take_step(optimization, IMAGES)
@@ -132,6 +142,18 @@ def test_a_step_weighs_the_kl_by_its_warmup() -> None:
     (objective.squared_error(reconstruction, IMAGES) + 100 * objective.kl_nats(posterior)).mean().backward()
     expected = reference.encoder.mean.bias.grad
     torch.testing.assert_close(optimization.model.encoder.mean.bias.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_muon_and_adam_share_the_weights() -> None:
+    """Muon moves matrices by its learning rate in the spectral norm; Adam moves biases and log sigma as before."""
+    changes = {**MUON, "train__muon_learning_rate": 0.02, "train__likelihood": "gaussian"}
+    optimization = optimization_with(train__learning_rate_warmup_steps=3, **changes)
+    before = weights(optimization.model)
+    take_step(optimization, IMAGES)
+    change = {name: weight - before[name] for name, weight in optimization.model.state_dict().items()}
+    assert torch.linalg.matrix_norm(change["encoder.mean.weight"], 2).item() == pytest.approx(0.02 / 4, rel=0.07)
+    assert change["decoder.features.bias"].abs().max().item() == pytest.approx(0.01 / 4, rel=1e-3)
+    assert change["log_sigma"].abs().item() == pytest.approx(10 * 0.01 / 4, rel=1e-3)
 
 
 def test_a_step_is_as_long_as_the_schedule_says() -> None:

@@ -8,6 +8,7 @@ from torch import nn
 from facevae.config import checks
 from facevae.config.params import load_params
 from facevae.model import vae
+from facevae.model.objective import kl_nats
 from facevae.model.pixels import to_unit_range
 from facevae.model.vae import VAE, Decoder, Encoder, Posterior, feature_shape, largest_map_bytes
 
@@ -92,16 +93,18 @@ def test_decoder_mirrors_the_encoder() -> None:
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch", "group"])
-def test_last_convolution_feeds_the_sigmoid_directly(normalization: str) -> None:
+def test_last_convolution_gives_the_logits(normalization: str) -> None:
     params = small_params(model__normalization=normalization, model__dropout=0.3).model
-    decoder = Decoder(params, 8, 3)
+    model = VAE(params, 8, 3)
+    decoder = model.decoder
     last = decoder.blocks[-1]
     assert isinstance(last, nn.Sequential)
     assert [type(layer) for layer in last] == [nn.ConvTranspose2d]
     latent = torch.randn(4, 3)
     logits = decoder.eval().blocks(decoder.features(latent).unflatten(1, (16, 2, 2)))
     assert (logits < 0).any()
-    torch.testing.assert_close(decoder(latent), torch.sigmoid(logits))
+    torch.testing.assert_close(model.decode_logits(latent), logits)
+    torch.testing.assert_close(model.decode(latent), torch.sigmoid(logits))
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch", "group"])
@@ -145,3 +148,37 @@ def test_posterior_samples_have_its_moments() -> None:
     sample = posterior.sample(torch.Generator().manual_seed(0))
     torch.testing.assert_close(sample.mean(0), torch.tensor([1.0, -2.0]), atol=0.03, rtol=0)
     torch.testing.assert_close(sample.var(0), torch.tensor([1.0, math.exp(2.0)]), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(("start", "bound"), [(25.0, 10.0), (-25.0, -20.0)])
+def test_kl_leads_log_variances_back_from_outside_the_range(start: float, bound: float) -> None:
+    """The KL's derivative by the log variance is (variance - 1) / 2 (arXiv 1312.6114, appendix B)."""
+    encoder = Encoder(small_params().model, 8, 3)
+    nn.init.zeros_(encoder.log_variance.weight)
+    nn.init.constant_(encoder.log_variance.bias, start)
+    kl_nats(encoder(torch.rand(4, 3, 8, 8))).mean().backward()
+    torch.testing.assert_close(encoder.log_variance.bias.grad, torch.full((3,), 0.5 * (math.exp(bound) - 1)))
+
+
+@pytest.mark.parametrize("learning_rate", [0.002, 0.0005])  # the demo's and the original's
+def test_training_returns_from_a_large_log_variance(learning_rate: float) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(small_params().model, 8, 3)
+    nn.init.constant_(encoder.log_variance.bias, 25.0)
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=learning_rate)
+    images = torch.rand(4, 3, 8, 8)
+    for _ in range(300):
+        optimizer.zero_grad()
+        kl_nats(encoder(images)).mean().backward()
+        optimizer.step()
+    assert kl_nats(encoder(images)).max().item() < 100  # 33,000 at first
+
+
+def test_gradients_are_blocked_only_if_they_lead_further_outside() -> None:
+    values = [25.0, -25.0, 25.0, -25.0, 9.0, -19.0]
+    log_variance = torch.tensor(values, requires_grad=True)
+    bounded = vae.bounded_log_variance(log_variance)
+    assert bounded.tolist() == [10, -20, 10, -20, 9, -19]
+    bounded.backward(torch.tensor([-1.0, 1.0, 1.0, -1.0, -1.0, 1.0]))
+    assert log_variance.grad is not None
+    assert log_variance.grad.tolist() == [0, 0, 1, -1, -1, 1]

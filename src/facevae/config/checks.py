@@ -21,6 +21,7 @@ def find_problems(params: Params) -> list[str]:
         *_geometry_problems(params.data, params.model),
         *_data_problems(params.data),
         *_train_problems(params.train),
+        *_warmup_problems(params),
         *_normalization_problems(params),
         *_use_problems(params),
     ]
@@ -97,6 +98,12 @@ def _train_problems(train: TrainParams) -> Iterator[str]:
             f"train.micro_batch_size: {train.micro_batch_size} is larger than train.batch_size {train.batch_size}: "
             "lower it, or set it to null"
         )
+    for key in ("muon_learning_rate", "momentum"):
+        value = getattr(train, key)
+        if train.optimizer == "muon" and value is None:
+            yield f"train.{key}: null, but train.optimizer is muon: set a number (docs/parameters.md), or use adam"
+        if train.optimizer == "adam" and value is not None:
+            yield f"train.{key}: {value}, but train.optimizer is adam: set it to null, or use muon"
     if train.likelihood == "bernoulli" and train.binarization == "none":
         yield (
             "train.binarization: 'none', but train.likelihood 'bernoulli' needs black and white images: use per_epoch, "
@@ -106,6 +113,32 @@ def _train_problems(train: TrainParams) -> Iterator[str]:
         yield (
             f"train.binarization: {train.binarization!r}, but train.likelihood {train.likelihood!r} models all "
             "intensities: use none, or set train.likelihood to bernoulli"
+        )
+    if train.kl_warmup_epochs > train.epochs:
+        yield (
+            f"train.kl_warmup_epochs: {train.kl_warmup_epochs:g} is longer than train.epochs {train.epochs}, so the KL "
+            "would never get its full weight train.beta: lower it, or raise train.epochs"
+        )
+    clip, skip = train.clip_gradient_norm, train.skip_gradient_norm
+    if clip is not None and skip is not None and clip >= skip:
+        yield (
+            f"train.clip_gradient_norm: {clip:g} never clips, because steps with gradients above "
+            f"train.skip_gradient_norm {skip:g} are skipped: lower it below that, or set one of them to null"
+        )
+
+
+def _warmup_problems(params: Params) -> Iterator[str]:
+    """A training that ends before the learning rate has risen to its value, if the number of images is known."""
+    data, train = params.data, params.train
+    if data.num_images is None:
+        return
+    held_out = data.validation_fraction + data.test_fraction if data.split == "random" else 0
+    num_train = math.ceil(data.num_images * (1 - held_out)) + 1  # at most: fractions are rounded
+    num_steps = train.epochs * math.ceil(num_train / train.batch_size)
+    if train.learning_rate_warmup_steps >= num_steps:
+        yield (
+            f"train.learning_rate_warmup_steps: {train.learning_rate_warmup_steps} is not below the number of steps, "
+            f"at most {num_steps}, so train.learning_rate would never be reached: lower it, or raise train.epochs"
         )
 
 

@@ -65,7 +65,10 @@ class TrainParams(Section):
     epochs: PositiveInt
     batch_size: PositiveInt  # summed over all processes
     micro_batch_size: PositiveInt | None  # images of a batch in each pass through the network; None: all
-    learning_rate: Positive
+    optimizer: Literal["adam", "muon"]
+    learning_rate: Positive  # of Adam; with Muon, of biases, normalisation and log sigma
+    muon_learning_rate: Positive | None  # None with Adam
+    momentum: Fraction | None  # of Muon; None with Adam
     learning_rate_decay: Literal["none", "cosine"]
     learning_rate_warmup_steps: Count
     likelihood: Likelihood
@@ -102,7 +105,6 @@ class EvaluateParams(Section):
     strengths: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
     num_edited_images: PositiveInt  # with each attribute, and as many without it
     original_lambda: Finite
-    num_bootstraps: PositiveInt
     inception_weights: Text | None  # path of the weights that the FID needs; None: no FID
 
 

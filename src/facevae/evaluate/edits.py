@@ -4,6 +4,7 @@ Each edited image is compared with its own reconstruction, not with the original
 not count as effects of the edit.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -26,7 +27,7 @@ RANDOM = "random"  # the control: a random direction for each image, with the le
 
 Strengths = dict[str, float]  # one for each attribute
 
-INTERVAL = (2.5, 97.5)  # percentiles
+NORMAL_QUANTILE = 1.959964  # of 97.5 %, so that intervals cover 95 %
 KEY = ("attribute", "method", "strength")
 SCORES = ("success", "success_low", "success_high", "leakage", "selectivity", "ssim", "cycle_error", "num_images")
 COLUMNS = (*KEY, *SCORES)
@@ -44,7 +45,7 @@ class EditStudy:
     ----------
     table
         One row per attribute, method and strength. success: share of images whose edited attribute changed;
-        success_low and success_high: its 95 % bootstrap interval over images; leakage: share of the other attributes
+        success_low and success_high: its 95 % interval (`wilson_interval`); leakage: share of the other attributes
         that changed, over these images; selectivity: success - leakage; ssim: between the edited image and its
         reconstruction; cycle_error: distance between the edited latent and the encoding of the edited image, over the
         length of the edited latent; num_images.
@@ -104,11 +105,11 @@ def study_edits(
     directions
         By method; "difference" is required. The control is added to them.
     seed
-        Determines the control and the bootstraps.
+        Determines the control.
     """
     rows: list[dict[str, object]] = []
     changes: list[dict[str, object]] = []
-    control, bootstraps = (np.random.default_rng([seed, index]) for index in range(2))
+    control = np.random.default_rng([seed, 0])
     for attribute in params.attributes:
         has = attributes[attribute].to_numpy(dtype=bool)
         groups = [np.flatnonzero(group)[: params.num_edited_images] for group in (has, ~has)]
@@ -121,10 +122,21 @@ def study_edits(
         for method, direction in judged.items():
             for strength in params.strengths:
                 key = {"attribute": attribute, "method": method, "strength": strength}
-                row, change = subjects.judge_edit(direction, strength, bootstraps, params.num_bootstraps)
+                row, change = subjects.judge_edit(direction, strength)
                 rows.append(key | row)
                 changes.extend(key | {"judged": name, "change": value} for name, value in change.items())
     return EditStudy(pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(changes, columns=CHANGE_COLUMNS))
+
+
+def wilson_interval(num_successes: int, num_trials: int) -> tuple[float, float]:
+    """95 % interval of a share, within [0, 1] (Wilson 1927, "Probable inference, the law of succession").
+
+    Unlike a bootstrap or the normal approximation, it has a width even if all trials succeed, or none.
+    """
+    share, ratio = num_successes / num_trials, NORMAL_QUANTILE**2 / num_trials
+    centre = share + ratio / 2
+    half = math.sqrt(ratio * share * (1 - share) + ratio**2 / 4)
+    return max(0.0, (centre - half) / (1 + ratio)), min(1.0, (centre + half) / (1 + ratio))
 
 
 def _random_directions(latent: Tensor, length: Tensor, generator: np.random.Generator) -> Tensor:
@@ -158,9 +170,7 @@ class _Subjects:
         self.pictures = pictures[kept.numpy()]
         self.sign = torch.from_numpy(np.where(has, -1.0, 1.0)).float()[kept, None]  # (N, 1); 1 adds, -1 removes
 
-    def judge_edit(
-        self, direction: Tensor, strength: float, generator: np.random.Generator, num_bootstraps: int
-    ) -> tuple[dict[str, float], dict[str, float]]:
+    def judge_edit(self, direction: Tensor, strength: float) -> tuple[dict[str, float], dict[str, float]]:
         """Scores of an edit, and the mean change of each attribute's probability.
 
         The direction is (latent_dim,), or (N, latent_dim) with one per image.
@@ -172,8 +182,7 @@ class _Subjects:
         success = has_flipped[:, self.column].double().numpy()
         others = torch.arange(has_flipped.shape[1]) != self.column
         leakage = float(has_flipped[:, others].double().mean()) if others.any() else 0.0
-        means = generator.choice(success, (num_bootstraps, len(success))).mean(1)
-        low, high = np.percentile(means, INTERVAL)
+        low, high = wilson_interval(int(success.sum()), len(success))
         again = encode_all(self.model, pictures, self.batch_size).mean
         before, after = (to_unit_range(shown, torch.device("cpu")) for shown in (self.pictures, pictures))
         row = {

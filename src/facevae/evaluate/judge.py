@@ -81,19 +81,23 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Judgement:
-    """A classifier's output for N images: `features` (N, num_features), `probabilities` (N, num_attributes)."""
+    """A classifier's output for N images: `features` (N, num_features), `logits` (N, num_attributes)."""
 
     features: Tensor
-    probabilities: Tensor
+    logits: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        return torch.sigmoid(self.logits)
 
 
 @torch.no_grad()
 def judge(classifier: Classifier, images: NDArray[np.uint8], batch_size: int) -> Judgement:
-    """Features and probabilities of uint8 images (N, height, width, channels), on the CPU."""
+    """Features and logits of uint8 images (N, height, width, channels), on the CPU."""
     device = next(classifier.parameters()).device
     features = torch.cat([classifier.features(batch).cpu() for batch in batches_of(images, batch_size, device)])
     logits = functional.linear(features, classifier.logits.weight.cpu(), classifier.logits.bias.cpu())
-    return Judgement(features, torch.sigmoid(logits))
+    return Judgement(features, logits)
 
 
 def skill_table(judgement: Judgement, judged: Sequence[str], attributes: pd.DataFrame) -> pd.DataFrame:
@@ -102,25 +106,26 @@ def skill_table(judgement: Judgement, judged: Sequence[str], attributes: pd.Data
     Parameters
     ----------
     judgement, judged
-        Its judgement of N images, and the attributes in the order of its probabilities.
+        Its judgement of N images, and the attributes in the order of its logits.
     attributes
         The true attributes: values 0 and 1, one row an image.
 
     Returns
     -------
     pandas.DataFrame
-        index attribute; classifier_auc (area under the ROC curve of its probability), classifier_recall (share of the
-        images with the attribute that it recognises) and classifier_specificity (the same for the images without it).
+        index attribute; classifier_auc (area under the ROC curve of its logit; probabilities near 1 would tie),
+        classifier_recall (share of the images with the attribute that it recognises) and classifier_specificity (the
+        same for the images without it).
         Attributes that do not vary in these images are left out.
     """
     from sklearn.metrics import roc_auc_score  # a second of imports, which the classifier stage does without
 
     rows = {}
-    for name, probability in zip(judged, judgement.probabilities.T.numpy(), strict=True):
+    for name, logit, probability in zip(judged, judgement.logits.T, judgement.probabilities.T.numpy(), strict=True):
         has = attributes[name].to_numpy(dtype=bool)
         if has.any() and not has.all():
             found = probability > THRESHOLD
-            auc = roc_auc_score(has, probability)
+            auc = roc_auc_score(has, logit.numpy())
             rows[name] = (auc, found[has].mean(), 1 - found[~has].mean())
     columns = [f"classifier_{name}" for name in ("auc", "recall", "specificity")]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("attribute")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from facevae.config.schema import Likelihood
 from facevae.model import objective
-from facevae.model.inference import reconstructed
+from facevae.model.pixels import batches_of
 from facevae.model.vae import VAE, Posterior
 from facevae.priors.normal import Prior
 
@@ -106,9 +106,11 @@ def _nats(
 ) -> dict[str, Tensor]:
     """-log P(image | latent) for each sigma, or an upper bound of it, (N,) on the CPU."""
     nats: dict[str, list[Tensor]] = {name: [] for name in log_sigmas}
-    for batch, reconstruction in reconstructed(model, images, latent, batch_size):
+    device = next(model.parameters()).device
+    for batch, latents in zip(batches_of(images, batch_size, device), latent.split(batch_size), strict=True):
+        prediction = objective.predict(model, likelihood, latents.to(device))
         for name, log_sigma in log_sigmas.items():
-            bounds = objective.discrete_nats(likelihood, reconstruction, batch, log_sigma.to(batch.device))
+            bounds = objective.discrete_nats(likelihood, prediction, batch, log_sigma.to(device))
             nats[name].append(bounds.cpu())
     return {name: torch.cat(parts) for name, parts in nats.items()}
 

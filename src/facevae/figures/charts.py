@@ -125,7 +125,7 @@ def save_latent_health(path: Path, table: pd.DataFrame, draws: NDArray[np.float3
 def save_strengths(path: Path, table: pd.DataFrame, best_method: str) -> None:
     """Plot the success of edits over their strength, with one panel per attribute and one curve per method.
 
-    The band is the bootstrap interval of the best method; the dashed curve is its leakage. `table` comes from
+    The band is the 95 % interval of the best method; the dashed curve is its leakage. `table` comes from
     `evaluate.edits.EditStudy`.
     """
     attributes = list(table["attribute"].unique())

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from facevae.config.schema import Likelihood
-from facevae.model.vae import Posterior
+from facevae.model.vae import VAE, Posterior
 
 LEVEL_WIDTH = 1 / 255  # between two levels of an 8-bit pixel, in [0, 1] units
 LOG_SIGMA_FLOOR = -6.0  # the least log sigma in training: a sigma of 0.0025, less than the width of a level
@@ -31,40 +31,46 @@ def gaussian_nats(reconstruction: Tensor, images: Tensor, log_sigma: Tensor) -> 
     return 0.5 * error * torch.exp(-2 * log_sigma) + num_values * (log_sigma + 0.5 * math.log(2 * math.pi))
 
 
-def bernoulli_nats(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """-log Bernoulli(images; reconstruction) of each image, shape (batch,), for pixels that are 0 or 1.
+def bernoulli_nats(logits: Tensor, images: Tensor) -> Tensor:
+    """-log Bernoulli(images; sigmoid(logits)) of each image, shape (batch,), for pixels that are 0 or 1.
 
-    torch limits each pixel's term to 100, since a reconstruction of exactly 0 or 1 comes from rounding.
+    It takes logits because a sigmoid rounds to 1 from a logit of 17 on, where neither its logarithm nor its gradient is
+    of use.
     """
-    return functional.binary_cross_entropy(reconstruction, images, reduction="none").flatten(1).sum(1)
+    return functional.binary_cross_entropy_with_logits(logits, images, reduction="none").flatten(1).sum(1)
 
 
-def reconstruction_term(likelihood: Likelihood, reconstruction: Tensor, images: Tensor, log_sigma: Tensor) -> Tensor:
-    """The reconstruction term of the training loss, shape (batch,).
+def predict(model: VAE, likelihood: Likelihood, latent: Tensor) -> Tensor:
+    """What a likelihood compares with images: logits for a Bernoulli, the reconstruction for the others."""
+    return model.decode_logits(latent) if likelihood == "bernoulli" else model.decode(latent)
+
+
+def reconstruction_term(likelihood: Likelihood, prediction: Tensor, images: Tensor, log_sigma: Tensor) -> Tensor:
+    """The reconstruction term of the training loss of what `predict` gives, shape (batch,).
 
     "squared_error" is `gaussian_nats` at a variance of 1/2, without its constant.
     """
     match likelihood:
         case "squared_error":
-            return squared_error(reconstruction, images)
+            return squared_error(prediction, images)
         case "gaussian":
-            return gaussian_nats(reconstruction, images, log_sigma)
+            return gaussian_nats(prediction, images, log_sigma)
         case "bernoulli":
-            return bernoulli_nats(reconstruction, images)
+            return bernoulli_nats(prediction, images)
 
 
-def discrete_nats(likelihood: Likelihood, reconstruction: Tensor, images: Tensor, log_sigma: Tensor) -> Tensor:
-    """Upper bound of -log P(images | latent) for pixels of 256 levels, shape (batch,).
+def discrete_nats(likelihood: Likelihood, prediction: Tensor, images: Tensor, log_sigma: Tensor) -> Tensor:
+    """Upper bound of -log P(images | latent) for pixels of 256 levels, shape (batch,), from what `predict` gives.
 
     A Gaussian is dequantised uniformly (Theis et al. 2016, arXiv 1511.01844, section 3.1): by Jensen's inequality, a
     level has at least the probability exp E[log density] x width. The expectation is over the level, a uniform
     distribution of variance width^2 / 12. A Bernoulli is discrete already, and exact.
     """
     if likelihood == "bernoulli":
-        return bernoulli_nats(reconstruction, images)
+        return bernoulli_nats(prediction, images)
     num_values = math.prod(images.shape[1:])
     spread = 0.5 * num_values * LEVEL_WIDTH**2 / 12 * torch.exp(-2 * log_sigma)
-    return gaussian_nats(reconstruction, images, log_sigma) + spread - num_values * math.log(LEVEL_WIDTH)
+    return gaussian_nats(prediction, images, log_sigma) + spread - num_values * math.log(LEVEL_WIDTH)
 
 
 def kl_nats_per_dimension(posterior: Posterior) -> Tensor:

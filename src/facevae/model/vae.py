@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from facevae.config.schema import ModelParams
 
 MAX_GROUPS = 8  # groups of a group normalisation; config.checks has the same number
-LOG_VARIANCE_LIMIT = 20.0  # far beyond any working posterior, and exp of it is far from overflow in float32
+LOG_VARIANCE_RANGE = (-20.0, 10.0)  # beyond any working posterior; above 10 the KL's gradients would cripple Adam
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,13 @@ class Encoder(nn.Module):
         maps = self.blocks(images.contiguous(memory_format=self.memory_format))  # (batch, *feature_shape)
         features = maps.flatten(1)  # (batch, num_features)
         log_variance = self.log_variance(features).float()
-        return Posterior(self.mean(features).float(), log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT))
+        return Posterior(self.mean(features).float(), bounded_log_variance(log_variance))
 
 
 class Decoder(nn.Module):
-    """Latents (batch, latent_dim) to images (batch, channel, height, width) in [0, 1].
+    """Latents (batch, latent_dim) to logits of images (batch, channel, height, width).
 
-    It mirrors the encoder, last layer first. The last transposed convolution feeds the sigmoid directly.
+    It mirrors the encoder, last layer first. The last transposed convolution gives the logits.
     """
 
     def __init__(self, params: ModelParams, image_size: int, image_channels: int) -> None:
@@ -110,7 +111,7 @@ class Decoder(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         maps = self.features(latent).unflatten(1, self._feature_shape)  # (batch, *feature_shape)
         logits: Tensor = self.blocks(maps.contiguous(memory_format=self.memory_format))
-        return torch.sigmoid(logits.float())
+        return logits.float()
 
 
 class VAE(nn.Module):
@@ -138,8 +139,37 @@ class VAE(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Reconstruction (batch, channel, height, width) in [0, 1] of latents (batch, latent_dim)."""
-        reconstruction: Tensor = self.decoder(latent)
-        return reconstruction
+        return torch.sigmoid(self.decode_logits(latent))
+
+    def decode_logits(self, latent: Tensor) -> Tensor:
+        """The reconstruction before its sigmoid, of the same shape."""
+        logits: Tensor = self.decoder(latent)
+        return logits
+
+
+class _Bounded(torch.autograd.Function):
+    """A clamp to `LOG_VARIANCE_RANGE` that blocks a gradient only if its step would lead further outside."""
+
+    @staticmethod
+    def forward(context: Any, log_variance: Tensor) -> Tensor:
+        context.save_for_backward(log_variance)
+        return log_variance.clamp(*LOG_VARIANCE_RANGE)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        (log_variance,), (gradient,) = context.saved_tensors, gradients
+        lowest, highest = LOG_VARIANCE_RANGE  # a step goes against the gradient
+        leads_outside = (log_variance > highest) & (gradient < 0) | (log_variance < lowest) & (gradient > 0)
+        return torch.where(leads_outside, 0.0, gradient)
+
+
+def bounded_log_variance(log_variance: Tensor) -> Tensor:
+    """Clamp log variances to `LOG_VARIANCE_RANGE`, so that gradients from beyond it still lead back.
+
+    A plain clamp has no gradient there: a posterior that leaves the range in the first steps would never return.
+    """
+    bounded: Tensor = _Bounded.apply(log_variance)
+    return bounded
 
 
 def new_model(params: ModelParams, image_size: int, image_channels: int, *, seed: int) -> VAE:

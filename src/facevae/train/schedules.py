@@ -5,11 +5,11 @@ import math
 from facevae.config.schema import TrainParams
 
 
-def learning_rate_at(params: TrainParams, step: int, num_steps: int) -> float:
-    """The learning rate of a step, counted from 0: a linear warm-up, then constant or half a cosine down to zero."""
+def learning_rate_factor(params: TrainParams, step: int, num_steps: int) -> float:
+    """What to multiply learning rates by in a step, counted from 0: a linear warm-up, then 1 or half a cosine to 0."""
     warmup = min(1.0, (step + 1) / (params.learning_rate_warmup_steps + 1))
     decay = 0.5 * (1 + math.cos(math.pi * step / num_steps)) if params.learning_rate_decay == "cosine" else 1.0
-    return params.learning_rate * warmup * decay
+    return warmup * decay
 
 
 def kl_weight_at(params: TrainParams, epochs: float) -> float:

@@ -14,13 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from facevae.config.schema import TrainParams
 from facevae.device import autocast
-from facevae.model.objective import LOG_SIGMA_FLOOR, kl_nats, reconstruction_term
+from facevae.model.objective import LOG_SIGMA_FLOOR, kl_nats, predict, reconstruction_term
 from facevae.model.vae import VAE
 from facevae.train.distributed import ALONE, Workers, share_batch_norm
+from facevae.train.muon import Muon
 from facevae.train.optimizers import Adam
-from facevae.train.schedules import kl_weight_at, learning_rate_at
+from facevae.train.schedules import kl_weight_at, learning_rate_factor
 
-SIGMA_FACTOR = 10  # learning rate of log sigma, relative to that of the weights
+SIGMA_FACTOR = 10  # learning rate of log sigma, relative to Adam's of the weights
 
 
 class StepReport(NamedTuple):
@@ -55,11 +56,11 @@ class Objective(nn.Module):
 
         Both are float32, whatever the precision of the network.
         """
+        likelihood, log_sigma = self._params.likelihood, self.model.log_sigma
         with autocast(self._params.precision, self._device):
             posterior = self.model.encode(images)
-            reconstruction = self.model.decode(posterior.at(noise))
-        likelihood, log_sigma = self._params.likelihood, self.model.log_sigma
-        errors = reconstruction_term(likelihood, reconstruction, images, log_sigma)
+            prediction = predict(self.model, likelihood, posterior.at(noise))
+        errors = reconstruction_term(likelihood, prediction, images, log_sigma)
         return torch.stack([errors.sum(), kl_nats(posterior).sum()])
 
 
@@ -74,6 +75,8 @@ class Optimization:
         The model to validate and keep: `model`, or one with the average of its weights over the steps.
     validation_objective
         The objective of `validated`.
+    optimizers
+        Each with its learning rate before schedules.
     step
         The number of steps taken, skipped ones included.
     """
@@ -94,8 +97,7 @@ class Optimization:
         self.device = device
         self.step = 0
         model.log_sigma.requires_grad_(params.likelihood == "gaussian")
-        self.adam = Adam(weight for weight in model.parameters() if weight is not model.log_sigma)
-        self.sigma_adam = Adam([model.log_sigma] if model.log_sigma.requires_grad else [])
+        self.optimizers = _optimizers(model, params)
         self.validated = model if params.average_decay is None else copy.deepcopy(model)
         self.validation_objective = Objective(self.validated, params, device)
         self._objective = workers.parallel(Objective(model, params, device))
@@ -107,25 +109,24 @@ class Optimization:
         A part is a pair of images (batch, channel, height, width) and noise (batch, latent_dim).
         """
         buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch normalisation's running statistics
-        for adam in (self.adam, self.sigma_adam):
-            adam.zero_grad()
+        for optimizer, _ in self.optimizers:
+            optimizer.zero_grad()
         terms = torch.stack([self._add_gradients(*part, num_images, part is parts[-1]) for part in parts]).sum(0)
-        trained = [*self.adam.weights, *self.sigma_adam.weights]
+        trained = [weight for optimizer, _ in self.optimizers for weight in optimizer.weights]
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in trained if weight.grad is not None])
         skip = ~torch.isfinite(norm)
         if self.params.skip_gradient_norm is not None:
             skip |= norm > self.params.skip_gradient_norm
         limit = self.params.clip_gradient_norm
         divisor = None if limit is None else (norm / limit).clamp(min=1)
-        learning_rate = self.learning_rate(self.step)
-        self.adam.step(learning_rate, divisor=divisor, skip=skip)
-        self.sigma_adam.step(SIGMA_FACTOR * learning_rate, divisor=divisor, skip=skip)
+        for optimizer, learning_rate in self.optimizers:
+            optimizer.step(learning_rate * self._learning_rate_factor(self.step), divisor=divisor, skip=skip)
         self.model.log_sigma.data.clamp_(min=LOG_SIGMA_FLOOR)
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(torch.where(skip, before, buffer))
         self.step += 1
         if self.params.average_decay is not None:
-            self._average(self.params.average_decay)
+            self._average(self.params.average_decay, skip)
         return StepReport(terms, norm, skip)
 
     def _add_gradients(self, images: Tensor, noise: Tensor, num_images: int, is_last: bool) -> Tensor:
@@ -140,8 +141,11 @@ class Optimization:
         return terms.detach()
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        return learning_rate_at(self.params, step, self.params.epochs * self.steps_per_epoch)
+        """Adam's learning rate of a step, counted from 0."""
+        return self.params.learning_rate * self._learning_rate_factor(step)
+
+    def _learning_rate_factor(self, step: int) -> float:
+        return learning_rate_factor(self.params, step, self.params.epochs * self.steps_per_epoch)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, their average and the optimisers' moments by name; not copies."""
@@ -163,19 +167,38 @@ class Optimization:
                 moments[name].copy_(stored)
 
     def _moments(self) -> list[dict[str, Tensor]]:
-        return self.adam.moments + self.sigma_adam.moments
+        return [moments for optimizer, _ in self.optimizers for moments in optimizer.moments]
 
     @torch.no_grad()
-    def _average(self, decay: float) -> None:
-        """Move the average towards the weights (Polyak and Juditsky 1992), by more in the first steps."""
-        decay = min(decay, (1 + self.step) / (10 + self.step))
+    def _average(self, decay: float, skip: Tensor) -> None:
+        """Move the average towards the weights (Polyak and Juditsky 1992), by more in the first steps.
+
+        A skipped step leaves it as it was.
+        """
+        share = torch.where(skip, 0.0, 1 - min(decay, (1 + self.step) / (10 + self.step)))
         for average, current in zip(
             self.validated.state_dict().values(), self.model.state_dict().values(), strict=True
         ):
             if average.is_floating_point():
-                average.lerp_(current, 1 - decay)
+                average.lerp_(current, share)
             else:  # the number of batches that batch normalisation has seen
                 average.copy_(current)
+
+
+def _optimizers(model: VAE, params: TrainParams) -> list[tuple[Adam | Muon, float]]:
+    """The optimisers of a model's weights, each with its full learning rate."""
+    weights = [weight for weight in model.parameters() if weight is not model.log_sigma]
+    optimizers: list[tuple[Adam | Muon, float]] = []
+    if params.optimizer == "muon":
+        assert params.muon_learning_rate is not None  # config.checks
+        assert params.momentum is not None
+        optimizers.append((Muon(model, momentum=params.momentum), params.muon_learning_rate))
+        weights = [weight for weight in weights if weight.ndim < 2]
+    optimizers.append((Adam(weights), params.learning_rate))
+    optimizers.append(
+        (Adam([model.log_sigma] if model.log_sigma.requires_grad else []), SIGMA_FACTOR * params.learning_rate)
+    )
+    return optimizers
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

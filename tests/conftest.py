@@ -28,6 +28,7 @@ from PIL import Image
 
 from facevae.config.params import parse_params
 from facevae.config.schema import Params
+from facevae.crop import Crop
 from facevae.data.preparation import prepare
 from facevae.data.sources.dispatch import open_source
 from facevae.errors import UserError
@@ -428,7 +429,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     params = small_params()
     model = new_model(params.model, 8, 3, seed=0)
-    checkpoint.save(folder / "models" / "vae.safetensors", model, params.train, crop=12, fingerprint="abc")
+    checkpoint.save(
+        folder / "models" / "vae.safetensors", model, params.train, Crop(side=12, raw_side=20), fingerprint="abc"
+    )
     attributes = pd.DataFrame({"Smiling": [0, 1, 0, 1], "Eyeglasses": [0, 0, 1, 1]})
     posteriors = Posterior(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 3))
     directions = FittedDirections(fit_directions(posteriors.mean, attributes, 0.5), "joint")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from facevae.config.paths import PREPARED
+from facevae.crop import Crop
 from facevae.errors import UserError
 from facevae.storage.atomic import name_in_errors
 
@@ -48,7 +49,7 @@ class Manifest(BaseModel):
     source: str
     image_size: Annotated[int, Field(ge=1, le=1024)]  # pixels, height = width
     channels: Literal[1, 3]
-    crop: Annotated[int, Field(ge=1)] | None
+    crop: Crop | None
     split: str
     num_images: Annotated[dict[SplitName, Annotated[int, Field(ge=0)]], Field(min_length=len(SPLITS))]
     bad_images: list[BadFile]

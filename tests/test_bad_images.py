@@ -23,7 +23,7 @@ from facevae.data.sources.dispatch import open_source
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8))
 DISC = Image.fromarray(disc_images(1, 48)[0])
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
-KINDS = "it is empty or not an image (BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP)"
+KINDS = "it is empty or not an image (AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP)"
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SWAPPED = SRGB.replace(b"rXYZ", b"temp").replace(b"bXYZ", b"rXYZ").replace(b"temp", b"bXYZ")  # swaps red and blue
 Refusal = Callable[..., str]
@@ -96,7 +96,7 @@ def test_a_bad_image_is_reported_with_its_name_and_reason(raw: Path, refusal: Re
     assert message in error
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
 def test_a_truncated_image_is_refused(raw: Path, refusal: Refusal, kind: str) -> None:
     content = stored(NOISE, kind)
     for tenth in range(10):
@@ -117,7 +117,7 @@ def test_an_image_smaller_than_the_crop_is_reported(raw: Path, refusal: Refusal)
 
 def test_a_folder_without_images_is_refused(tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "raw" / "folder.jpg").mkdir(parents=True)
-    assert "holds no image (.bmp, .gif" in refusal("folder")
+    assert "holds no image (AVIF, BMP, " in refusal("folder")
 
 
 @pytest.mark.parametrize("name", ["a\udcff.png", "a\rb.png"])

@@ -321,4 +321,5 @@ def test_a_growing_array_is_an_ordinary_npy_file(tmp_path: Path) -> None:
 def test_the_manifest_holds_no_path_and_no_time(tmp_path: Path) -> None:
     prepare(disc_source(), data_params(), seed=1, target=tmp_path / "prepared")
     manifest = json.loads((tmp_path / "prepared" / "manifest.json").read_text())
-    assert set(manifest) == {"source", "image_size", "channels", "crop", "split", "num_images", "bad_images", "digest"}
+    told = {"source", "image_size", "channels", "crop", "split", "num_images", "bad_images", "left_out", "digest"}
+    assert set(manifest) == told

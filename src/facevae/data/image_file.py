@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would hand PostScript to a program
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".avif"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+)
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would hand PostScript to a program
 MAX_FILE_BYTES = 2**28  # some decoders hold the whole file; Pillow's limit on pixels allows fewer bytes of RGB
 
 
@@ -54,6 +57,19 @@ def read_image(file: Path | IO[bytes] | Image.Image) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise all kinds of errors for broken files
         reason = getattr(error, "strerror", None) or error  # without the path, which a manifest must not hold
         raise BadImageError(f"it cannot be decoded: {reason}") from error
+
+
+def is_image(path: Path) -> bool:
+    """Whether the content of a file begins like an image of the `FORMATS`, complete or not."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS):
+                return True
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # it cannot be read, or is damaged or too large: `read_image` says so
+        return True
 
 
 def check_file_size(num_bytes: int) -> None:

@@ -111,6 +111,7 @@ def _write(source: Source, splits: NDArray[np.str_], params: DataParams, folder:
         split=params.split,
         num_images={split: arrays[split].length for split in SPLITS},
         bad_images=[BadFile(name=source.names[position], reason=reason) for position, reason in bad_images],
+        left_out=dict(source.left_out),
         digest=data_digest(shape, [*(arrays[split].digest.hexdigest() for split in SPLITS), attributes_digest]),
     )
     write_bytes(folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())

@@ -39,7 +39,8 @@ class BadFile(BaseModel):
 class Manifest(BaseModel):
     """What a prepared set holds.
 
-    `digest` is the `data_digest` of the arrays and of attributes.csv: equal digests mean equal data.
+    `bad_images` could not be used. `left_out` counts, by reason, the files under `data.root` that are no images of the
+    set. `digest` is the `data_digest` of the arrays and of attributes.csv: equal digests mean equal data.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +52,18 @@ class Manifest(BaseModel):
     split: str
     num_images: Annotated[dict[SplitName, Annotated[int, Field(ge=0)]], Field(min_length=len(SPLITS))]
     bad_images: list[BadFile]
+    left_out: dict[str, Annotated[int, Field(ge=1)]]
     digest: str
+
+    def summary(self) -> str:
+        """One line: the number of images in each split, and what was left out."""
+        parts = [", ".join(f"{number} {split}" for split, number in self.num_images.items()) + " images"]
+        if self.bad_images:
+            parts.append(f"{len(self.bad_images)} bad image(s) left out")
+        if self.left_out:
+            others = ", ".join(f"{number} ({reason})" for reason, number in self.left_out.items())
+            parts.append(f"other files left out: {others}")
+        return "; ".join(parts)
 
 
 class PreparedSet:

@@ -45,6 +45,7 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 for variable in [name for name in os.environ if name.startswith("GIT_") and name != "GIT_SSL_CAINFO"]:
     del os.environ[variable]  # set in a Git hook, where the tests would work on the surrounding repository
 os.environ["GIT_CONFIG_GLOBAL"] = os.devnull
+os.environ.pop("MPLBACKEND", None)  # a notebook's, at which tests that import matplotlib first would fail
 torch.set_num_threads(1)
 
 SMALL: dict[str, Any] = {

@@ -48,7 +48,7 @@ def tracking_uri() -> str:
 def session() -> Iterator["MlflowClient"]:
     """A client of the store, for one process of this project at a time: creating the store or a run is a race.
 
-    Whatever fails, be it that the store is down, damaged or of another version, becomes a `UserError`.
+    Every failure becomes a `UserError`: a store that is down, damaged or of another version.
     """
     try:
         with FileLock(own_folder() / "mlflow.lock", timeout=LOCK_SECONDS):

@@ -87,14 +87,13 @@ const OPERATIONS = {
     const bias = copied(tensor(operation.bias));
     const output = newMap(outputSize, scale.length, pad);
     for (const { every, row0, column0, step, taps } of partsOf(operation)) {
-      if (!taps.length) taps.push({ y: -1, x: -1, row: 0, column: 0 }); // a kernel smaller than its stride leaves gaps
       const packed = new Float32Array(taps.length * input.channels * output.channels);
       let next = 0;
       for (let block = 0; block < output.channels; block += BLOCK) {
         for (const { y, x } of taps) {
           for (let channel = 0; channel < input.channels; channel++, next += BLOCK) {
             const start = ((y * kernel + x) * input.channels + channel) * output.channels + block;
-            for (let i = 0; y >= 0 && i < BLOCK; i++) packed[next + i] = weights[start + i] * scale[block + i];
+            for (let i = 0; i < BLOCK; i++) packed[next + i] = weights[start + i] * scale[block + i];
           }
         }
       }

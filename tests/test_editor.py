@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from importlib.resources import files
 from typing import Any
@@ -24,7 +25,7 @@ from facevae.model.vae import VAE, new_model
 from facevae.priors.fitting import FittedPriors
 from facevae.priors.normal import StandardNormal
 
-MODELS: dict[str, dict[str, object]] = {
+MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     "batch": {"normalization": "batch"},
     "group": {"normalization": "group", "channels": [12, 16]},
@@ -36,11 +37,15 @@ MODELS: dict[str, dict[str, object]] = {
     "uneven widths": {"channels": [5, 11], "normalization": "batch", "negative_slope": 0.2},
 }
 
+DIRECTIONS = dict(
+    zip(("Smiling", "Pale_Skin"), torch.randn(2, 3, generator=torch.Generator().manual_seed(2)), strict=True)
+)
 
-def trained_looking(image_channels: int = 3, **changes: object) -> VAE:
+
+def trained_looking(image_channels: int = 3, image_size: int = 8, **changes: Any) -> VAE:
     """A model in evaluation mode whose normalisations and residual blocks do something, as after training."""
-    params = small_params(**{f"model__{key}": value for key, value in changes.items()}).model
-    model = new_model(params, 8, image_channels, seed=0).eval()
+    params = small_params(data__image_size=image_size, **{f"model__{key}": value for key, value in changes.items()})
+    model = new_model(params.model, image_size, image_channels, seed=0).eval()
     generator = torch.Generator().manual_seed(1)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and name != "log_sigma" and tensor.ndim <= 1:
@@ -64,12 +69,11 @@ def priors_of(model: VAE) -> FittedPriors:
     return FittedPriors(normal, unused, unused, {"normal": 0.0})
 
 
-def page_of(model: VAE, attributes: tuple[str, ...] = ("Smiling", "Pale_Skin")) -> str:
-    """A page with a random direction for each attribute."""
-    generator = torch.Generator().manual_seed(2)
-    vectors = {name: torch.randn(model.params.latent_dim, generator=generator) for name in attributes}
-    directions = FittedDirections({"original": {}, "difference": {}, "balanced": {}, "joint": vectors}, "joint")
-    return build_page(model, header_of(model), priors_of(model), directions, seed=0)
+def page_of(model: VAE, directions: Mapping[str, Tensor] | None = None) -> str:
+    """A page with sliders for these directions, or for `DIRECTIONS`."""
+    chosen = dict(DIRECTIONS if directions is None else directions)
+    fitted = FittedDirections({"original": {}, "difference": {}, "balanced": {}, "joint": chosen}, "joint")
+    return build_page(model, header_of(model), priors_of(model), fitted, seed=0)
 
 
 def tensor_of(tensors: TensorFile, reference: dict[str, Any]) -> Tensor:
@@ -113,7 +117,7 @@ def run(operations: list[Operation], maps: Tensor, tensors: TensorFile) -> Tenso
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 @pytest.mark.parametrize("image_channels", [1, 3])
-def test_operations_equal_the_network(changes: dict[str, object], image_channels: int) -> None:
+def test_operations_equal_the_network(changes: dict[str, Any], image_channels: int) -> None:
     model = trained_looking(image_channels, **changes)
     generator = torch.Generator().manual_seed(3)
     latent, images = torch.randn(4, 3, generator=generator), torch.rand(4, image_channels, 8, 8, generator=generator)
@@ -165,7 +169,7 @@ class Scripts(HTMLParser):
 
 def test_names_of_attributes_cannot_break_out_of_the_page() -> None:
     names = ("</script><script>alert(1)</script>", "{{weights}}", '"; alert(1); "', "<!--<script>", "\u2028é")
-    scripts = Scripts(page_of(trained_looking(), names)).texts
+    scripts = Scripts(page_of(trained_looking(), dict.fromkeys(names, torch.ones(3)))).texts
     assert list(scripts) == list(Scripts(page_of(trained_looking())).texts)
     described = json.loads(scripts["model"])
     assert tuple(direction["attribute"] for direction in described["directions"]) == names

@@ -251,6 +251,9 @@ async function start() {
   Object.keys(directions).forEach(addSlider);
   element("no-attributes").hidden = Object.keys(directions).length > 0;
   for (const [id, action] of Object.entries(ACTIONS)) element(id).onclick = () => action();
+  for (const button of document.querySelectorAll("dialog button")) {
+    button.onclick = () => button.closest("dialog").close(button.value); // a form would be blocked in a sandbox
+  }
   element("mix").oninput = () => change({ mix: element("mix").valueAsNumber });
   element("mix").onchange = () => commit();
   for (const id of ["new", "walk", "photograph", "save", "link", "second"]) element(id).disabled = false;

@@ -194,17 +194,18 @@ async function save() {
 
 async function link() {
   stopWalking();
-  const address = framedByOthers ? addressOf(state) : location.href;
-  let note = "It is copied to the clipboard.";
+  const isShared = location.protocol.startsWith("http") && !framedByOthers;
+  const address = framedByOthers ? addressOf(state) : location.href.split("#")[0] + addressOf(state);
+  let copied = "It is copied. ";
   try {
     await navigator.clipboard.writeText(address);
   } catch {
-    note = "Copy it from here.";
+    copied = ""; // not allowed in some frames; the text is selected
   }
   element("address").value = address;
-  element("linking-note").textContent = framedByOthers
-    ? `${note} This page is shown inside another one: add the text to the address of the file itself.`
-    : `${note} It works wherever this page lies.`;
+  element("linking-note").textContent = isShared
+    ? `${copied}Whoever opens it sees this face.`
+    : `${copied}Colleagues with a copy of this page add the part from # on to the address of theirs.`;
   element("linking").showModal();
   element("address").select();
 }

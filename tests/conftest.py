@@ -77,6 +77,7 @@ SMALL: dict[str, Any] = {
         "split": "random",
         "validation_fraction": 0.2,
         "test_fraction": 0.2,
+        "keep_duplicates_together": False,
         "on_bad_image": "fail",
     },
     "model": {

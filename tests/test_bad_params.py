@@ -63,6 +63,8 @@ VALUES = [  # key, value, part of the error
     ("model.kernel_size", 1, "model.kernel_size: 1 is less than the stride 2"),
     ("model.decoder_kernel_size", 1, "model.decoder_kernel_size: 1 is less than the stride 2"),
     ("data.num_images", None, "data.num_images: null, but avatars are drawn on demand"),
+    ("data.keep_duplicates_together", None, "data.keep_duplicates_together: None must be a valid boolean"),
+    ("data.keep_duplicates_together", 1, "data.keep_duplicates_together: 1 must be a valid boolean"),
     ("data.crop", 8, "data.crop: 8, but avatars are drawn at data.image_size"),
     ("data.split", "official", "data.split: 'official', but only celeba has an official split"),
     ("data.validation_fraction", 0.8, "leave nothing to train on"),

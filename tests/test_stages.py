@@ -17,7 +17,9 @@ from facevae.evaluate import evaluation, judge_training
 from facevae.figures import gallery
 
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-CHECKED = {"prepare": set(ATTRIBUTE_LISTS)}  # only checked early; they change no result
+CHECKED = {
+    "prepare": {*ATTRIBUTE_LISTS, "evaluate.split", "figures.split"}
+}  # only checked early; they change no result
 WORK = {  # the function that a stage calls between the two digests of its inputs
     "prepare": (preparation, "prepare"),
     "classifier": (judge_training, "train_classifier"),

@@ -85,6 +85,11 @@ def _data_problems(data: DataParams) -> Iterator[str]:
         yield f"data.crop: {data.crop}, but avatars are drawn at data.image_size: set it to null"
     if data.split == "official" and data.source != "celeba":
         yield f"data.split: 'official', but only celeba has an official split, not {data.source}: use random"
+    if data.split == "official" and data.keep_duplicates_together:
+        yield (
+            "data.keep_duplicates_together: true would change the official split: set it to false, or data.split to "
+            "random"
+        )
     if data.split == "random" and data.validation_fraction + data.test_fraction >= 1:
         yield (
             f"data.validation_fraction: {data.validation_fraction} and data.test_fraction {data.test_fraction} "

@@ -37,6 +37,7 @@ class DataParams(Section):
     split: Literal["random", "official"]
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
     test_fraction: Fraction
+    keep_duplicates_together: bool  # whether equal images go into the split of the first of them
     on_bad_image: Literal["fail", "skip"]
 
     @property

@@ -41,7 +41,8 @@ class Manifest(BaseModel):
     """What a prepared set holds.
 
     `bad_images` could not be used. `left_out` counts, by reason, the files under `data.root` that are no images of the
-    set. `digest` is the `data_digest` of the arrays and of attributes.csv: equal digests mean equal data.
+    set. `duplicates` counts the images that equal one of an earlier split, pixel by pixel. `digest` is the
+    `data_digest` of the arrays and of attributes.csv: equal digests mean equal data.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +55,7 @@ class Manifest(BaseModel):
     num_images: Annotated[dict[SplitName, Annotated[int, Field(ge=0)]], Field(min_length=len(SPLITS))]
     bad_images: list[BadFile]
     left_out: dict[str, Annotated[int, Field(ge=1)]]
+    duplicates: dict[SplitName, Annotated[int, Field(ge=1)]]
     digest: str
 
     def summary(self) -> str:

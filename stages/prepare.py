@@ -17,7 +17,7 @@ def main() -> None:
     require_attributes(params, source.attributes.columns)  # here, because later stages would fail after training
     manifest = prepare(source, params.data, params.seed, PREPARED)
     refuse_change(before, inputs_digest("prepare"))
-    print(f"{PREPARED}: {manifest.num_images}, {len(manifest.bad_images)} bad image(s) left out")
+    print(f"{PREPARED}: {manifest.summary()}")
 
 
 if __name__ == "__main__":

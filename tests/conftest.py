@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 import numpy as np
@@ -28,6 +28,7 @@ from PIL import Image
 
 from facevae.config.params import parse_params
 from facevae.config.schema import Params
+from facevae.crop import Crop
 from facevae.data.preparation import prepare
 from facevae.data.sources.dispatch import open_source
 from facevae.errors import UserError
@@ -38,8 +39,25 @@ from facevae.priors import coupling_flow
 from facevae.priors.fitting import fit_priors, save_priors
 from facevae.tracking import stage_run
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER_ARGUMENTS = [
+    "--no-sandbox",  # required for root, the user in containers
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+BROWSER_MILLISECONDS = 60_000  # for each step, on a busy machine
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="needs a browser: neither chromium, chromium-browser nor google-chrome is installed"
+)
 
 for variable in [name for name in os.environ if name.startswith("GIT_") and name != "GIT_SSL_CAINFO"]:
     del os.environ[variable]  # set in a Git hook, where the tests would work on the surrounding repository
@@ -128,7 +146,7 @@ MUON: dict[str, Any] = {
 }  # changes of SMALL
 
 
-SLOW_FIXTURES = {"project", "copy", "experiments", "inception_weights", "together"}
+SLOW_FIXTURES = {"project", "copy", "experiments", "inception_weights", "together", "browser"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -398,6 +416,20 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """The machine's Chromium, without a window."""
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=BROWSER_MILLISECONDS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER, args=BROWSER_ARGUMENTS, timeout=BROWSER_MILLISECONDS
+        )
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
 def write_images(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes image files of discs into a folder below tmp_path and returns the folder."""
@@ -429,7 +461,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     params = small_params()
     model = new_model(params.model, 8, 3, seed=0)
-    checkpoint.save(folder / "models" / "vae.safetensors", model, params.train, crop=12, fingerprint="abc")
+    checkpoint.save(
+        folder / "models" / "vae.safetensors", model, params.train, Crop(side=12, raw_side=20), fingerprint="abc"
+    )
     attributes = pd.DataFrame({"Smiling": [0, 1, 0, 1], "Eyeglasses": [0, 0, 1, 1]})
     posteriors = Posterior(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 3))
     directions = FittedDirections(fit_directions(posteriors.mean, attributes, 0.5), "joint")

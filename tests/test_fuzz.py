@@ -281,6 +281,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         split="random",
         num_images=numbers,
         bad_images=[],
+        left_out={},
         digest=data_digest((8, 8, 3), parts),
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json())

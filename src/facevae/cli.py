@@ -18,7 +18,9 @@ ModelOption = Annotated[Path, typer.Option("--model", help="The weights of the t
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")]
 CropOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Side of the centred square to keep, in pixels.", show_default="as in training"),
+    typer.Option(
+        min=1, help="Side of the centred square to keep, in pixels.", show_default="in proportion, as in training"
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed gives other faces.")]
 PriorName = Literal["best", "normal", "mixture", "flow"]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from facevae.config.schema import DataParams
+from facevae.crop import Crop
 from facevae.data.decode_pool import decode_in_order
 from facevae.data.prepared import ATTRIBUTES, MANIFEST, SPLITS, ArrayWriter, BadFile, Manifest, data_digest
 from facevae.data.sources.source import Source
@@ -23,6 +24,7 @@ from facevae.storage.atomic import replace_folder, write_bytes
 
 CHUNK_BYTES = 2**21  # decoded pixels that one process handles at a time
 MAX_LISTED = 20  # bad images that one error lists
+NUM_MEASURED = 25  # images whose size is measured; those of most data sets have one size
 
 
 def prepare(source: Source, params: DataParams, seed: int, target: Path) -> Manifest:
@@ -107,14 +109,24 @@ def _write(source: Source, splits: NDArray[np.str_], params: DataParams, folder:
         source=params.source,
         image_size=params.image_size,
         channels=params.channels,
-        crop=params.crop,
+        crop=None if params.crop is None else Crop(side=params.crop, raw_side=_raw_side(source, np.flatnonzero(good))),
         split=params.split,
         num_images={split: arrays[split].length for split in SPLITS},
         bad_images=[BadFile(name=source.names[position], reason=reason) for position, reason in bad_images],
+        left_out=dict(source.left_out),
         digest=data_digest(shape, [*(arrays[split].digest.hexdigest() for split in SPLITS), attributes_digest]),
     )
     write_bytes(folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
     return manifest
+
+
+def _raw_side(source: Source, good: NDArray[np.intp]) -> int:
+    """The median of the shorter sides of some good images, in pixels.
+
+    Called when all images are decoded, because this process must not open an archive before it is forked.
+    """
+    some = np.unique(np.linspace(0, len(good) - 1, NUM_MEASURED).round().astype(int))
+    return int(np.median([min(source.read(int(position)).size) for position in good[some]]))
 
 
 def _refuse(source: Source, bad_images: list[tuple[int, str]], params: DataParams) -> None:

@@ -1,4 +1,4 @@
-"""What comes of drawing from each prior and decoding: how near to held-out images, and how far from training images."""
+"""Measure decoded samples of each prior: distance to held-out images, distance to training images."""
 
 from pathlib import Path
 

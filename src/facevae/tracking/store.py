@@ -56,8 +56,8 @@ def tracking_uri() -> str:
 def session() -> Iterator["MlflowClient"]:
     """A client of the store, for one process of this project at a time: creating the store or a run is a race.
 
-    Whatever fails, be it that the store is down, damaged or of another version, becomes a `UserError`. If the store
-    works but refuses a value, that is a `RefusedError`.
+    Every failure becomes a `UserError`: a store that is down, damaged or of another version. If the store works but
+    refuses a value, that is a `RefusedError`.
     """
     try:
         with FileLock(own_folder() / "mlflow.lock", timeout=LOCK_SECONDS):

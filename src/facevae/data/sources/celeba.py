@@ -14,6 +14,7 @@ from PIL import Image
 from facevae.data.image_file import BadImageError, check_file_size, read_image
 from facevae.data.sources.attribute_tables import read_celeba_table, rows_of, to_attributes
 from facevae.data.sources.folder import read_from_folder
+from facevae.data.sources.listing import ELSEWHERE, Listing, list_images, reason_to_leave_out
 from facevae.data.sources.source import Source
 from facevae.errors import UserError
 
@@ -21,6 +22,7 @@ FOLDER = "img_align_celeba"
 ARCHIVE = "img_align_celeba.zip"
 ATTRIBUTES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 PARTITION = ("list_eval_partition.txt", "list_eval_partition.csv")
+MEMBER = re.compile(rf"(?:{FOLDER}/)*[^/\\]+\.jpg")
 PARTS = {"0": "train", "1": "validation", "2": "test"}
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)  # from zipfile
 HOW_TO_GET = (
@@ -50,17 +52,20 @@ def open_celeba(root: Path, num_images: int | None, *, official: bool) -> Source
     """
     folder, archive = _find_folder(root), root / ARCHIVE
     if folder is not None:
-        names = sorted(path.name for path in folder.glob("*.jpg"))[:num_images]
+        listing = _list_folder(folder)
+        names = listing.names[:num_images]
         read = partial(read_from_folder, folder, names)
     elif archive.is_file():
-        members = _list_members(archive)[:num_images]
+        listing = _list_members(archive)
+        members = listing.names[:num_images]
         names = [Path(member).name for member in members]
         read = partial(_read_from_archive, archive, members)
     else:
         raise UserError(f"data.root: found neither {root / FOLDER}/*.jpg nor {archive}. {HOW_TO_GET}")
     table = _find_table(root, ATTRIBUTES)
     attributes = to_attributes(read_celeba_table(table), names, table)
-    return Source(names, attributes, read, _read_partition(root, names) if official else None)
+    partition = _read_partition(root, names) if official else None
+    return Source(names, attributes, read, partition, listing.left_out)
 
 
 def _find_folder(root: Path) -> Path | None:
@@ -87,18 +92,32 @@ def _read_partition(root: Path, names: Sequence[str]) -> list[str]:
     return [PARTS[code] for code in codes]
 
 
-def _list_members(archive: Path) -> list[str]:
+def _list_folder(folder: Path) -> Listing:
+    """The images in a folder, without those in its subfolders."""
+    listing = list_images(folder)
+    names = [name for name in listing.names if "/" not in name]
+    return Listing(names, _counted(Counter(listing.left_out), len(listing.names) - len(names)))
+
+
+def _list_members(archive: Path) -> Listing:
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [name for name in opened.namelist() if re.fullmatch(rf"(?:{FOLDER}/)*[^/\\]+\.jpg", name)]
+            files = [name for name in opened.namelist() if not name.endswith("/")]
     except DAMAGE as error:
         raise UserError(f"{archive} is not a complete zip file ({error}): download it again. {HOW_TO_GET}") from error
+    reasons = {name: reason_to_leave_out(name.split("/")) for name in files}
+    members = [name for name in files if reasons[name] is None and re.fullmatch(MEMBER, name)]
     if not members:
         raise UserError(f"{archive} holds no {FOLDER}/*.jpg. {HOW_TO_GET}")
     [(name, count)] = Counter(Path(member).name for member in members).most_common(1)
     if count > 1:
         raise UserError(f"{archive} holds {name} {count} times: pack the zip again with each image once")
-    return sorted(members)
+    given = Counter(reason for reason in reasons.values() if reason is not None)
+    return Listing(sorted(members), _counted(given, len(files) - len(members) - given.total()))
+
+
+def _counted(left_out: Counter[str], num_elsewhere: int) -> dict[str, int]:
+    return dict(sorted((left_out + Counter({ELSEWHERE: num_elsewhere})).items()))
 
 
 @cache

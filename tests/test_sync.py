@@ -237,6 +237,27 @@ def test_each_mlflow_experiment_has_its_own_runs(clone: Path) -> None:
         assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
+def test_states_with_unusable_experiments_do_not_block_the_others(clone: Path) -> None:
+    change_params(clone, "tracking", "experiment", "x" * 501)  # more than MLflow takes
+    commit_all(clone, "A long name")
+    change_params(clone, "tracking", "experiment", "\ud800")  # half a character
+    commit_all(clone, "No name")
+    change_params(clone, "tracking", "experiment", "gone")
+    commit_all(clone, "The name of a deleted experiment")
+    client = store.connect()
+    client.delete_experiment(client.create_experiment("gone"))
+    lines: list[str] = []
+    with pytest.raises(UserError, match="^3 state\\(s\\) have no complete run, for the reasons above$"):
+        sync(Path(), ["HEAD", "HEAD~1", "HEAD~2"], lines.append)
+    refused = [line for line in lines if line.startswith("refused ")]
+    assert len(refused) == 3
+    assert all("tracking.experiment: '" in line for line in refused)
+    assert "'gone' was deleted in MLflow. Choose another name" in "".join(refused)
+    assert "exceeds the maximum length of 500 characters" in "".join(refused)
+    assert any(line.startswith("updated   beta-1: ") for line in lines)
+    assert "2 state(s) have their run" in lines[-1]
+
+
 def test_the_run_of_a_dead_process_is_closed(clone: Path) -> None:
     script = f"""
 import os, sys

@@ -650,6 +650,24 @@ def test_a_temporary_copy_of_dvc_uses_the_project_store(pipeline: Path, monkeypa
     assert ".dvc/tmp" not in json.dumps(run.to_dictionary())
 
 
+def test_a_store_is_found_under_a_path_of_special_characters(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = pipeline / "a b%20c" / "#d?e=f&g;h" / "'i' \"j\" $HOME `k` {l} [m]* n\\o é 人"
+    folder.parent.mkdir(parents=True)
+    shutil.copytree(pipeline, folder, ignore=shutil.ignore_patterns("a b*"))
+    (folder / ".dvc").mkdir()
+    monkeypatch.chdir(folder)
+    log_training()
+    log_evaluation()
+    log_figures()
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        assert database.execute("SELECT COUNT(*) FROM runs").fetchone() == (1,)
+    (picture,) = folder.glob("mlartifacts/*/artifacts/losses.png")
+    (run,) = all_runs()
+    downloaded = store.connect().download_artifacts(run.info.run_id, "losses.png")
+    assert Path(downloaded).read_bytes() == picture.read_bytes()
+    assert [path.name for path in (pipeline / "a b%20c").iterdir()] == [folder.parent.name]
+
+
 def test_a_new_store_does_not_remember_a_temporary_copy(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_ROOT", str(pipeline))
     (pipeline / "mlflow.db").unlink()
@@ -675,3 +693,32 @@ with open_run("train"):
 def test_a_stage_stopped_at_its_start_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:
     StageRun("train").end("KILLED", duration_seconds=0.1)
     assert caplog.text == ""
+
+
+SENTENCE = "Detected an out-of-date database schema: version 1 was found, but 2.0 was expected."
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (SENTENCE, SENTENCE),
+        (f"{SENTENCE} " * 3, f"{SENTENCE} {SENTENCE} {SENTENCE}"),
+        (f"{SENTENCE}\nTake a\n  backup.", f"{SENTENCE} Take a backup."),
+        (f"{SENTENCE} " * 20, " ".join([SENTENCE] * (500 // (len(SENTENCE) + 1)))),
+        (f"{SENTENCE} Response body: '{'<html> ' * 200}'", SENTENCE),
+        (f"{SENTENCE}\n[SQL: SELECT 1]\n(Background: https://sqlalche.me/e/20/e3q8)", SENTENCE),
+        (f"{SENTENCE}\n\nTraceback: ...", SENTENCE),
+        ("page " * 200, "page " * 99 + "..."),
+        ("http://user:secret@host fails. Ask user:secret@host.", "http://host fails. Ask user:secret@host."),
+        ("", "ValueError"),
+    ],
+    ids=range(10),
+)
+def test_a_reason_consists_of_whole_sentences(message: str, expected: str) -> None:
+    assert store.reason_of(ValueError(message)) == expected
+
+
+def test_the_message_of_an_outdated_store_is_whole() -> None:
+    store_of_another_version()
+    with pytest.raises(UserError, match="^MLflow at .* failed: .*[.!]$"), store.session():
+        pass

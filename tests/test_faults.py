@@ -53,6 +53,7 @@ def full_disk(num_bytes: int) -> Iterator[None]:
         ("train", 0, "models/vae.safetensors"),
         ("evaluate", 0, "models/priors.safetensors"),
         ("figures", 0, "plots/losses.png"),
+        ("editor", 0, "models/editor.html"),
     ],
 )
 def test_a_full_disk_is_reported_with_the_file(
@@ -147,6 +148,9 @@ def foreign(_content: bytes) -> bytes:
         ("evaluate", "models/classifier.safetensors"),
         ("figures", "models/priors.safetensors"),
         ("figures", "models/directions.safetensors"),
+        ("editor", "models/vae.safetensors"),
+        ("editor", "models/priors.safetensors"),
+        ("editor", "models/directions.safetensors"),
     ],
 )
 def test_a_damaged_input_of_a_stage_is_reported(

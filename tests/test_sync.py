@@ -1,5 +1,6 @@
 """DVC's experiments and MLflow's runs stay in step: the real DVC, its queue and the real MLflow, in clones."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import yaml
 from conftest import change_params, commit_all, dvc
 from PIL import Image
 
+from facevae.config.paths import EDITOR
 from facevae.errors import UserError
 from facevae.figures import gallery
 from facevae.tracking import runs, store
@@ -46,6 +48,12 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
+
+
+def revision_of(experiment: str) -> str:
+    """The commit of an experiment of the clone in the working directory."""
+    command = ["git", "for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{experiment}"]
+    return subprocess.check_output(command, text=True).strip()
 
 
 def all_runs() -> dict[str, "Run"]:
@@ -91,6 +99,8 @@ def assert_whole(run: "Run", folder: Path) -> None:
     for name in FIGURES:
         with Image.open(client.download_artifacts(run.info.run_id, f"{name}.png")) as image:
             image.load()
+    page = Path(client.download_artifacts(run.info.run_id, EDITOR.name)).read_bytes()
+    assert hashlib.md5(page).hexdigest() == run.data.tags["facevae.editor.html"]
     assert run.inputs is not None
     assert run.inputs.dataset_inputs[0].dataset.digest.endswith(".dir")
     assert run.outputs is not None
@@ -116,8 +126,7 @@ def test_sync_adds_the_commits_of_experiments_once(clone: Path) -> None:
     assert NOTHING in synchronize()
     found = all_runs()
     assert len(found) == len(before) + 1  # and the work tree's
-    revision = subprocess.check_output(["git", "for-each-ref", "--format=%(objectname)", "refs/exps/*/*/beta-1"])
-    assert found["beta-1"].data.tags["mlflow.source.git.commit"] == revision.decode().strip()
+    assert found["beta-1"].data.tags["mlflow.source.git.commit"] == revision_of("beta-1")
     assert found["beta-1"].data.tags["facevae.git_dirty"] == "false"
     assert clone.is_dir()
 
@@ -178,7 +187,24 @@ def test_lost_figures_are_restored(clone: Path) -> None:
     path.unlink()
     assert "updated   beta-1: 1 figures" in synchronize()
     assert path.is_file()
-    assert len(client.list_artifacts(run.info.run_id)) == len(FIGURES)
+    assert len(client.list_artifacts(run.info.run_id)) == len(FIGURES) + 1  # the face editor
+
+
+def test_lost_editor_is_restored_if_this_machine_has_it(clone: Path) -> None:
+    (clone / "mlflow.db").unlink()
+    synchronize()
+    run = all_runs()["beta-1"]
+    path = clone / "mlartifacts" / run.info.run_id / "artifacts" / EDITOR.name
+    content = path.read_bytes()
+    path.unlink()
+    lock = yaml.safe_load(subprocess.check_output(["git", "show", f"{revision_of('beta-1')}:dvc.lock"], cwd=clone))
+    digest = lock["stages"]["editor"]["outs"][0]["md5"]
+    cached = clone / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]
+    hidden = cached.rename(cached.with_suffix(".hidden"))
+    assert NOTHING in synchronize()
+    hidden.rename(cached)
+    assert "updated   beta-1: face editor" in synchronize()
+    assert path.read_bytes() == content == cached.read_bytes()
 
 
 def test_named_commits_get_their_run(clone: Path) -> None:

@@ -7,7 +7,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: repro figures report sweep quality bench test test-all chaos lint audit ui lock clean
+.PHONY: repro figures report sweep quality bench test test-all chaos lint audit ui lock kernel clean
 
 repro: $(INSTALLED)
 	@$(BIN)/facevae mend
@@ -70,6 +70,11 @@ lock:
 		--extra dev --extra dask --extra fid --output-file requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-deps --output-file benchmarks/requirements.lock benchmarks/requirements.in
+
+# The face editor's arithmetic, from its text.
+kernel: $(INSTALLED)
+	$(BIN)/python -c "import sys, wasmtime; sys.stdout.buffer.write(wasmtime.wat2wasm(sys.stdin.read()))" \
+		< src/facevae/editor/gather_matmul.wat > src/facevae/editor/gather_matmul.wasm
 
 clean:
 	rm -rf .venv .facevae/quality .facevae/trials .mypy_cache .pytest_cache .ruff_cache .hypothesis data/prepared.old data/prepared.partial

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from facevae.config.paths import PREPARED
 from facevae.errors import UserError
 from facevae.tracking import runs, store
+from facevae.tracking.outputs import epoch_points, read_outputs
 from facevae.tracking.project_files import digest_of
-from facevae.tracking.record import Record, epoch_points, read_outputs
+from facevae.tracking.record import Record
 from facevae.tracking.repository import BASELINE_TAG, EXPERIMENT_TAG, Repository, experiment_names
 from facevae.tracking.state import State
 

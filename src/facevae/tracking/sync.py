@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from facevae.errors import UserError
 from facevae.tracking import runs, store
+from facevae.tracking.outputs import Outputs, read_outputs
 from facevae.tracking.project_files import open_files
-from facevae.tracking.record import Outputs, Record, read_outputs
+from facevae.tracking.record import Record
 from facevae.tracking.repository import COMMIT_TAG, Commit, Repository, commit_tags, experiment_names
 from facevae.tracking.state import State
 

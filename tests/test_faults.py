@@ -300,7 +300,7 @@ import resource, runpy
 from contextlib import nullcontext
 from types import SimpleNamespace
 from facevae.tracking import stage_run
-stage_run.open_run = lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None))
+stage_run.open_run = lambda _: nullcontext(SimpleNamespace(log_progress=lambda _: None))
 import facevae.train.loop
 num_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 2**27
 resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))

@@ -7,7 +7,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: repro figures report sweep quality bench test test-all chaos lint audit ui lock clean
+.PHONY: repro figures report sweep quality bench test test-all chaos lint audit ui lock kernel clean
 
 repro: $(INSTALLED)
 	@$(BIN)/facevae mend
@@ -71,6 +71,11 @@ lock:
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-deps --output-file benchmarks/requirements.lock benchmarks/requirements.in
 
+# The face editor's arithmetic, from its text.
+kernel: $(INSTALLED)
+	$(BIN)/python -c "import sys, wasmtime; sys.stdout.buffer.write(wasmtime.wat2wasm(sys.stdin.read()))" \
+		< src/facevae/editor/gather_matmul.wat > src/facevae/editor/gather_matmul.wasm
+
 clean:
 	rm -rf .venv .facevae/quality .facevae/trials .mypy_cache .pytest_cache .ruff_cache .hypothesis data/prepared.old data/prepared.partial
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -78,6 +83,9 @@ clean:
 # pip installs uv from the lock, with its hashes; uv installs everything else in a fraction of pip's time. The packages
 # are compiled now, so that the first processes that import them need not do it.
 $(INSTALLED): requirements.lock pyproject.toml
+	@case "$$PWD" in *[\"\`\$$:#?{}]* | *[[:cntrl:]]*) echo "error: the path of this folder, $$PWD, has one of" \
+		'" ` $$ : # ? { } or an invisible character, which Python, DVC or Git cannot handle: rename the folder' >&2; \
+		exit 1;; esac
 	$(PYTHON) -m venv --clear .venv
 	awk '/^[^ #]/ {wanted = /^uv==/} wanted' requirements.lock > .venv/uv.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r .venv/uv.lock

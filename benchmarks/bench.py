@@ -13,7 +13,7 @@ from measuring import RESULTS, ROOT, as_table, hardware
 
 from facevae.errors import reported_errors
 
-PARTS = ("throughput", "time_to_quality", "prepare", "start", "scaling")
+PARTS = ("throughput", "time_to_quality", "prepare", "start", "scaling", "editor")
 
 
 def main() -> None:

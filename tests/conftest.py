@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 import numpy as np
@@ -39,8 +39,25 @@ from facevae.priors import coupling_flow
 from facevae.priors.fitting import fit_priors, save_priors
 from facevae.tracking import stage_run
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER_ARGUMENTS = [
+    "--no-sandbox",  # required for root, the user in containers
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+BROWSER_MILLISECONDS = 60_000  # for each step, on a busy machine
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="needs a browser: neither chromium, chromium-browser nor google-chrome is installed"
+)
 
 for variable in [name for name in os.environ if name.startswith("GIT_") and name != "GIT_SSL_CAINFO"]:
     del os.environ[variable]  # set in a Git hook, where the tests would work on the surrounding repository
@@ -130,7 +147,7 @@ MUON: dict[str, Any] = {
 }  # changes of SMALL
 
 
-SLOW_FIXTURES = {"project", "copy", "experiments", "inception_weights", "together"}
+SLOW_FIXTURES = {"project", "copy", "experiments", "inception_weights", "together", "browser"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -330,7 +347,7 @@ def working_in(folder: Path) -> Iterator[None]:
     """Run stages in a folder, without MLflow, which takes seconds to import."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(stage_run, "open_run", lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None)))
+        patch.setattr(stage_run, "open_run", lambda _: nullcontext(SimpleNamespace(log_progress=lambda _: None)))
         patch.setattr(coupling_flow, "NUM_STEPS", 1)
         patch.delenv("DVC_ROOT", raising=False)
         yield
@@ -398,6 +415,20 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.nn.init.kaiming_normal_(weight)
     torch.save(network.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """The machine's Chromium, without a window."""
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=BROWSER_MILLISECONDS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER, args=BROWSER_ARGUMENTS, timeout=BROWSER_MILLISECONDS
+        )
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

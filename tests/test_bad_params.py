@@ -80,6 +80,12 @@ VALUES = [  # key, value, part of the error
     ("train.momentum", 0.95, "train.momentum: 0.95, but train.optimizer is adam: set it to null, or use muon"),
     ("train.momentum", 1.0, "train.momentum: 1.0 must be less than 1"),
     ("train.launcher", "", "train.launcher: '' must have at least 1 character"),
+    ("tracking.experiment", "", "tracking.experiment: '' must have at least 1 character"),
+    ("tracking.experiment", " ", "tracking.experiment: ' ' must have no space at its ends"),
+    ("tracking.experiment", "a\nb", "tracking.experiment: 'a\\nb' must have no space at its ends, and no line break"),
+    ("tracking.experiment", "\x1b[2J", "tracking.experiment: '\\x1b[2J' must have no space at its ends, and no line"),
+    ("tracking.experiment", "x" * 257, "must have at most 256 characters"),
+    ("tracking.experiment", None, "tracking.experiment: None must be a valid string"),
     ("figures.strengths", [1, 0, -1], "figures.strengths: [1.0, 0.0, -1.0] must rise from negative to positive"),
 ]
 

@@ -1,34 +1,17 @@
 """MLflow's pages in a real browser: runs of DVC's queue can be found, compared and looked at."""
 
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 import pytest
-from conftest import mlflow_server
+from conftest import BROWSER_MILLISECONDS, mlflow_server, needs_browser
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARGUMENTS = [
-    "--no-sandbox",  # required for root, the user in containers
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-TIMEOUT_MILLISECONDS = 60_000  # of each step, on a busy machine
-
-pytestmark = [
-    pytest.mark.skipif(
-        BROWSER is None, reason="needs a browser: neither chromium, chromium-browser nor google-chrome is installed"
-    ),
-    pytest.mark.xdist_group("experiments"),
-]
+pytestmark = [needs_browser, pytest.mark.xdist_group("experiments")]
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +22,15 @@ def server(experiments: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(server: str) -> Iterator[Page]:
+def page(server: str, browser: Browser) -> Iterator[Page]:
     """The page with the runs of MLflow's experiment "tests", reached from its first page."""
-    expect.set_options(timeout=TIMEOUT_MILLISECONDS)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS, timeout=TIMEOUT_MILLISECONDS)
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.set_default_timeout(TIMEOUT_MILLISECONDS)
-        page.goto(server)
-        page.get_by_role("button", name="Model training").click()  # the other choice is for language models
-        page.get_by_role("link", name="tests", exact=True).click()
-        yield page
-        browser.close()
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.set_default_timeout(BROWSER_MILLISECONDS)
+    page.goto(server)
+    page.get_by_role("button", name="Model training").click()  # the other choice is for language models
+    page.get_by_role("link", name="tests", exact=True).click()
+    yield page
+    page.close()
 
 
 def recorded(folder: Path, experiment: str, path: str) -> bytes:
@@ -109,3 +89,19 @@ def test_a_figure_is_displayed(page: Page, experiments: Path) -> None:
     with Image.open(BytesIO(recorded(experiments, "beta-1", "plots/samples.png"))) as image:
         expect(figure).to_have_js_property("naturalWidth", image.width)  # 0 before it is decoded
         expect(figure).to_have_js_property("naturalHeight", image.height)
+
+
+def test_the_face_editor_works_inside_mlflow(page: Page) -> None:
+    page.get_by_role("link", name="beta-1", exact=True).click()
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("editor.html", exact=True).click()
+    element = page.locator("iframe").element_handle()
+    frame = element.content_frame()
+    assert frame is not None
+    slider = frame.get_by_role("slider", name="Eyeglasses")
+    expect(slider).to_be_enabled()
+    picture = "document.getElementById('face').toDataURL()"
+    before = frame.evaluate(picture)
+    slider.fill("3")
+    expect(frame.get_by_role("button", name="Reset Eyeglasses")).to_have_text("+3.0")
+    frame.wait_for_function(f"before => {picture} !== before", arg=before)

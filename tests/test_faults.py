@@ -53,6 +53,7 @@ def full_disk(num_bytes: int) -> Iterator[None]:
         ("train", 0, "models/vae.safetensors"),
         ("evaluate", 0, "models/priors.safetensors"),
         ("figures", 0, "plots/losses.png"),
+        ("editor", 0, "models/editor.html"),
     ],
 )
 def test_a_full_disk_is_reported_with_the_file(
@@ -147,6 +148,9 @@ def foreign(_content: bytes) -> bytes:
         ("evaluate", "models/classifier.safetensors"),
         ("figures", "models/priors.safetensors"),
         ("figures", "models/directions.safetensors"),
+        ("editor", "models/vae.safetensors"),
+        ("editor", "models/priors.safetensors"),
+        ("editor", "models/directions.safetensors"),
     ],
 )
 def test_a_damaged_input_of_a_stage_is_reported(
@@ -296,7 +300,7 @@ import resource, runpy
 from contextlib import nullcontext
 from types import SimpleNamespace
 from facevae.tracking import stage_run
-stage_run.open_run = lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None))
+stage_run.open_run = lambda _: nullcontext(SimpleNamespace(log_progress=lambda _: None))
 import facevae.train.loop
 num_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 2**27
 resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))

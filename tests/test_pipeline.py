@@ -101,6 +101,7 @@ ROOMS = {  # each with the rooms and modules that it may import
     "priors": {"errors", "model", "storage", "train"},
     "evaluate": {"config", "data", "device", "errors", "model", "priors", "storage", "train"},
     "figures": {"config", "data", "errors", "evaluate", "model", "priors", "storage"},
+    "editor": {"evaluate", "model", "priors"},
     "tracking": {"config", "errors", "storage"},
 }
 

@@ -12,6 +12,7 @@ from facevae.config import params
 from facevae.config.checks import ATTRIBUTE_LISTS
 from facevae.config.schema import Params
 from facevae.data import preparation
+from facevae.editor import page
 from facevae.evaluate import evaluation, judge_training
 from facevae.figures import gallery
 
@@ -24,6 +25,7 @@ WORK = {  # the function that a stage calls between the two digests of its input
     "classifier": (judge_training, "train_classifier"),
     "evaluate": (evaluation, "evaluate"),
     "figures": (gallery, "render_all"),
+    "editor": (page, "build_page"),
 }
 
 

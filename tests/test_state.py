@@ -60,7 +60,7 @@ def test_a_pipeline_that_never_ran_is_not_complete(project: Path) -> None:
         State(open_files(project, "HEAD~1"))
     state = State(open_files(project, "HEAD~1"), "digest")
     assert differences(state) == {
-        name: ["never run"] for name in ("prepare", "classifier", "train", "evaluate", "figures")
+        name: ["never run"] for name in ("prepare", "classifier", "train", "evaluate", "figures", "editor")
     }
 
 
@@ -78,6 +78,7 @@ def test_a_pipeline_that_never_ran_is_not_complete(project: Path) -> None:
                 "train": ["train"],
                 "evaluate": ["train.num_threads"],
                 "figures": ["train.num_threads"],
+                "editor": ["train.num_threads"],
             },
         ),
         ("figures", "num_samples", 5, {"figures": ["figures"]}),

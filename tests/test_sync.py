@@ -1,5 +1,6 @@
 """DVC's experiments and MLflow's runs stay in step: the real DVC, its queue and the real MLflow, in clones."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import yaml
 from conftest import change_params, commit_all, dvc
 from PIL import Image
 
+from facevae.config.paths import EDITOR
 from facevae.errors import UserError
 from facevae.figures import gallery
 from facevae.tracking import runs, store
@@ -46,6 +48,12 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
+
+
+def revision_of(experiment: str) -> str:
+    """The commit of an experiment of the clone in the working directory."""
+    command = ["git", "for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{experiment}"]
+    return subprocess.check_output(command, text=True).strip()
 
 
 def all_runs() -> dict[str, "Run"]:
@@ -91,6 +99,12 @@ def assert_whole(run: "Run", folder: Path) -> None:
     for name in FIGURES:
         with Image.open(client.download_artifacts(run.info.run_id, f"{name}.png")) as image:
             image.load()
+    page = Path(client.download_artifacts(run.info.run_id, EDITOR.name)).read_bytes()
+    assert hashlib.md5(page).hexdigest() == run.data.tags["facevae.editor.html"]
+    files = [Path(file.path) for file in client.list_artifacts(run.info.run_id, "images")]
+    pictures = Counter((*file.name.split("+")[:3], file.suffix) for file in files)
+    steps = [(name, "step", str(epoch)) for name in ("reconstructions", "samples") for epoch in (1, 2)]
+    assert pictures == {(*step, suffix): 1 for step in steps for suffix in (".png", ".webp")}
     assert run.inputs is not None
     assert run.inputs.dataset_inputs[0].dataset.digest.endswith(".dir")
     assert run.outputs is not None
@@ -116,8 +130,7 @@ def test_sync_adds_the_commits_of_experiments_once(clone: Path) -> None:
     assert NOTHING in synchronize()
     found = all_runs()
     assert len(found) == len(before) + 1  # and the work tree's
-    revision = subprocess.check_output(["git", "for-each-ref", "--format=%(objectname)", "refs/exps/*/*/beta-1"])
-    assert found["beta-1"].data.tags["mlflow.source.git.commit"] == revision.decode().strip()
+    assert found["beta-1"].data.tags["mlflow.source.git.commit"] == revision_of("beta-1")
     assert found["beta-1"].data.tags["facevae.git_dirty"] == "false"
     assert clone.is_dir()
 
@@ -178,7 +191,25 @@ def test_lost_figures_are_restored(clone: Path) -> None:
     path.unlink()
     assert "updated   beta-1: 1 figures" in synchronize()
     assert path.is_file()
-    assert len(client.list_artifacts(run.info.run_id)) == len(FIGURES)
+    stored = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert stored == {"images", "editor.html", *(f"{name}.png" for name in FIGURES)}
+
+
+def test_lost_editor_is_restored_if_this_machine_has_it(clone: Path) -> None:
+    (clone / "mlflow.db").unlink()
+    synchronize()
+    run = all_runs()["beta-1"]
+    path = clone / "mlartifacts" / run.info.run_id / "artifacts" / EDITOR.name
+    content = path.read_bytes()
+    path.unlink()
+    lock = yaml.safe_load(subprocess.check_output(["git", "show", f"{revision_of('beta-1')}:dvc.lock"], cwd=clone))
+    digest = lock["stages"]["editor"]["outs"][0]["md5"]
+    cached = clone / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]
+    hidden = cached.rename(cached.with_suffix(".hidden"))
+    assert NOTHING in synchronize()
+    hidden.rename(cached)
+    assert "updated   beta-1: face editor" in synchronize()
+    assert path.read_bytes() == content == cached.read_bytes()
 
 
 def test_named_commits_get_their_run(clone: Path) -> None:
@@ -235,6 +266,27 @@ def test_each_mlflow_experiment_has_its_own_runs(clone: Path) -> None:
         experiment = client.get_experiment_by_name(name)
         assert experiment is not None
         assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_states_with_unusable_experiments_do_not_block_the_others(clone: Path) -> None:
+    change_params(clone, "tracking", "experiment", "x" * 501)  # more than MLflow takes
+    commit_all(clone, "A long name")
+    change_params(clone, "tracking", "experiment", "\ud800")  # half a character
+    commit_all(clone, "No name")
+    change_params(clone, "tracking", "experiment", "gone")
+    commit_all(clone, "The name of a deleted experiment")
+    client = store.connect()
+    client.delete_experiment(client.create_experiment("gone"))
+    lines: list[str] = []
+    with pytest.raises(UserError, match="^3 state\\(s\\) have no complete run, for the reasons above$"):
+        sync(Path(), ["HEAD", "HEAD~1", "HEAD~2"], lines.append)
+    refused = [line for line in lines if line.startswith("refused ")]
+    assert len(refused) == 3
+    assert all("tracking.experiment: '" in line for line in refused)
+    assert "'gone' was deleted in MLflow. Choose another name" in "".join(refused)
+    assert "exceeds the maximum length of 500 characters" in "".join(refused)
+    assert any(line.startswith("updated   beta-1: ") for line in lines)
+    assert "2 state(s) have their run" in lines[-1]
 
 
 def test_the_run_of_a_dead_process_is_closed(clone: Path) -> None:

@@ -10,7 +10,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from facevae.figures.png import DPI, save_figure, sheet_of
+from facevae.figures.png import DPI, save_figure
+from facevae.storage.sheet import sheet_of
 
 OTHERS = "#b5b5b5"
 LOSSES = {"loss": "Loss", "reconstruction": "Reconstruction", "kl": "KL divergence"}

@@ -6,13 +6,14 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facevae.config.paths import HISTORY, MODEL, PREPARED
-from facevae.errors import UserError
-from facevae.storage.tables import parse_csv, round_number
+from facevae.config.paths import EDITOR, EPOCHS, MODEL, PREPARED
+from facevae.storage.tables import round_number
+from facevae.tracking.image_grid import ImageGrid, Pictures
+from facevae.tracking.outputs import Kept, Outputs, Point
 from facevae.tracking.state import State, flatten
 from facevae.tracking.store import without_credentials
 
@@ -21,59 +22,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 FIGURES_TAG = "facevae.figures.png"  # the digest of each figure by its file name, as JSON
+PREVIEWS_TAG = "facevae.epochs"  # the digest of the folder with the pictures of all epochs
+EDITOR_TAG = "facevae.editor.html"  # the digest of the face editor
 MODEL_DIGEST_TAG = "dvc.md5"  # of a logged model: the digest of its weights
 BATCH_SIZE = 1000  # points that MLflow takes in one call
 
-Point = tuple[str, int, float]  # metric, step, value
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Results of stages: points of the metrics, PNG files by name, and DVC's digest of the weights."""
-
-    points: list[Point]
-    figures: dict[str, bytes]
-    model_digest: str | None
-
-
-def read_outputs(state: State, stage_names: Iterable[str]) -> Outputs:
-    """Read the outputs of some stages, or raise a `UserError` if one is missing or damaged.
-
-    Metrics of the whole run are points at step 0.
-    """
-    points: list[Point] = []
-    figures: dict[str, bytes] = {}
-    model_digest = None
-    for path in (path for name in stage_names for path in state.stages[name].outputs):
-        if path == MODEL.as_posix():
-            model_digest = state.digest(path)
-        elif path == HISTORY.as_posix():
-            table = parse_csv(state.read(path), HISTORY, numbers=("epoch",), stage="train")
-            for row in table.to_dict("records"):
-                points += epoch_points({str(key): value for key, value in row.items()})
-        elif path.endswith(".json"):
-            points += _metric_points(state.read(path), path)
-        elif path.endswith(".png"):
-            figures[PurePosixPath(path).name] = state.read(path)
-    return Outputs(points, figures, model_digest)
-
-
-def epoch_points(row: Mapping[str, float]) -> list[Point]:
-    """The numbers of a row of the history, at the step `epoch`."""
-    return [(key, int(row["epoch"]), value) for key, value in row.items() if key != "epoch"]
-
-
-def _metric_points(content: bytes, path: str) -> list[Point]:
-    """The numbers of a JSON file under dotted names."""
-    try:
-        metrics = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): run `dvc repro --force`") from error
-    if not isinstance(metrics, dict):
-        raise UserError(f"{path} is not a JSON object: run `dvc repro --force`")
-    return [(key, 0, value) for key, value in flatten(metrics).items() if isinstance(value, int | float)]
 
 
 class Record:
@@ -158,10 +112,32 @@ class Record:
             self._log_figures(outputs.figures)
         if outputs.model_digest is not None:
             self._link_model(outputs.model_digest)
+        if outputs.previews is not None:
+            self._log_previews(outputs.previews)
+        if outputs.editor is not None:
+            self._log_editor(outputs.editor)
         if self._conflicts:
             number = len(self._conflicts) - 1
             more = f" (and {number} more value(s) differ)" if number else ""
             logger.warning("run %s: %s%s", self.name, self._conflicts[0], more)
+
+    def log_pictures(self, pictures: Pictures) -> None:
+        """Log pictures of epochs."""
+        if number := self._grid.log(pictures, self._milliseconds):
+            self.changes.append(f"{number} pictures of epochs")
+
+    @cached_property
+    def _grid(self) -> ImageGrid:
+        return ImageGrid(self._client, self._run_id)
+
+    def _log_previews(self, previews: Kept[Pictures]) -> None:
+        """Log the pictures of all epochs, unless neither the work tree nor DVC's cache has them."""
+        recorded = self._run.data.tags.get(PREVIEWS_TAG)
+        if recorded is not None and len(self._grid):
+            self._compare(EPOCHS.as_posix(), previews.digest, recorded)
+        elif (pictures := previews.read()) is not None:
+            self.log_pictures(pictures)
+            self._client.set_tag(self._run_id, PREVIEWS_TAG, previews.digest)
 
     def _log_figures(self, figures: Mapping[str, bytes]) -> None:
         stored = {file.path for file in self._client.list_artifacts(self._run_id)}
@@ -180,6 +156,18 @@ class Record:
                 self._client.log_artifacts(self._run_id, folder)  # at the top: MLflow compares no images in folders
             self._client.set_tag(self._run_id, FIGURES_TAG, json.dumps(recorded | new, sort_keys=True))
             self.changes.append(f"{len(new)} figures")
+
+    def _log_editor(self, editor: Kept[bytes]) -> None:
+        """Log the face editor, unless neither the work tree nor DVC's cache has it."""
+        stored = {file.path for file in self._client.list_artifacts(self._run_id)}
+        if EDITOR.name in stored and EDITOR_TAG in self._run.data.tags:
+            self._compare(EDITOR.name, editor.digest, self._run.data.tags[EDITOR_TAG])
+        elif (content := editor.read()) is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / EDITOR.name).write_bytes(content)
+                self._client.log_artifacts(self._run_id, folder)
+            self._client.set_tag(self._run_id, EDITOR_TAG, editor.digest)
+            self.changes.append("face editor")
 
     def _link_model(self, digest: str) -> None:
         """Link a logged model that stands for the weights, which stay in DVC."""

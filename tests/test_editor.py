@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import wasmtime
-from conftest import small_params
+from conftest import disc_images, small_params
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from facevae.editor import page
@@ -43,15 +43,28 @@ DIRECTIONS = dict(
 
 
 def trained_looking(image_channels: int = 3, image_size: int = 8, **changes: Any) -> VAE:
-    """A model in evaluation mode whose normalisations and residual blocks do something, as after training."""
+    """A model in evaluation mode: all layers do something, latents tell images apart, pictures have all intensities."""
     params = small_params(data__image_size=image_size, **{f"model__{key}": value for key, value in changes.items()})
     model = new_model(params.model, image_size, image_channels, seed=0).eval()
     generator = torch.Generator().manual_seed(1)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and name != "log_sigma" and tensor.ndim <= 1:
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-        elif tensor.ndim == 4 and not tensor.any():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) / 10)
+    images = torch.from_numpy(disc_images(50, image_size, image_channels)).permute(0, 3, 1, 2) / 255
+    latents = torch.randn(50, model.params.latent_dim, generator=generator)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.ndim == 1:  # biases, and scales of normalisations
+                tensor.add_(torch.rand(tensor.shape, generator=generator) - 0.5)
+            if not tensor.any():  # the last weights of residual blocks
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) / 10)
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 1.0
+        model.train().decode(latents), model.encode(images)  # for the running moments of batch normalisation
+        model.eval()
+        *_, last = (layer for layer in model.decoder.modules() if isinstance(layer, nn.ConvTranspose2d))
+        for layer, values in ((last, model.decode_logits(latents)), (model.encoder.mean, model.encode(images).mean)):
+            assert layer.bias is not None
+            layer.weight.mul_(2 / values.std())
+            layer.bias.sub_(values.mean()).mul_(2 / values.std())
     return model
 
 

@@ -68,11 +68,10 @@ def trained_looking(image_channels: int = 3, image_size: int = 8, **changes: Any
     return model
 
 
-def header_of(model: VAE) -> CheckpointHeader:
-    return CheckpointHeader(
-        model=model.params, image_size=model.image_size, image_channels=model.image_channels, likelihood="gaussian",
-        binarization="none", crop=None, fingerprint="0123456789abcdef",
-    )  # fmt: skip
+def header_of(model: VAE, **changes: Any) -> CheckpointHeader:
+    trained = {"likelihood": "gaussian", "binarization": "none", "crop": None, "fingerprint": "0123456789abcdef"}
+    shape = {"image_size": model.image_size, "image_channels": model.image_channels}
+    return CheckpointHeader.model_validate({"model": model.params, **shape, **trained, **changes})
 
 
 def priors_of(model: VAE) -> FittedPriors:
@@ -82,11 +81,11 @@ def priors_of(model: VAE) -> FittedPriors:
     return FittedPriors(normal, unused, unused, {"normal": 0.0})
 
 
-def page_of(model: VAE, directions: Mapping[str, Tensor] | None = None) -> str:
-    """A page with sliders for these directions, or for `DIRECTIONS`."""
+def page_of(model: VAE, directions: Mapping[str, Tensor] | None = None, **header: Any) -> str:
+    """A page with sliders for these directions, or for `DIRECTIONS`; keywords change the model's header."""
     chosen = dict(DIRECTIONS if directions is None else directions)
     fitted = FittedDirections({"original": {}, "difference": {}, "balanced": {}, "joint": chosen}, "joint")
-    return build_page(model, header_of(model), priors_of(model), fitted, seed=0)
+    return build_page(model, header_of(model, **header), priors_of(model), fitted, seed=0)
 
 
 def tensor_of(tensors: TensorFile, reference: dict[str, Any]) -> Tensor:

@@ -18,8 +18,10 @@ from playwright.sync_api import Browser, FilePayload, Frame, Locator, Page, expe
 from test_editor import DIRECTIONS, MODELS, page_of, priors_of, trained_looking
 
 from facevae.config.params import load_params
+from facevae.config.schema import Binarization
 from facevae.data.image_file import fit_image
 from facevae.editor.page import NUM_FACES
+from facevae.model.binarization import binarize
 from facevae.model.inference import decode_all, encode_all
 from facevae.model.vae import VAE
 
@@ -88,7 +90,8 @@ def decoded(page: Page, latents: torch.Tensor, size: int) -> Pixels:
 
 def assert_shows(page: Page | Frame, model: VAE, latent: Latent) -> None:
     """Wait until the page shows the picture of a latent (latent_dim,)."""
-    expected = decode_all(model, torch.from_numpy(latent)[None].float())[0]
+    picture = decode_all(model, torch.from_numpy(latent)[None].float())[0]
+    expected = np.broadcast_to(picture, (*picture.shape[:2], 3))  # grey is shown as equal colours
     page.wait_for_function(
         """([expected, tolerance]) => {
             const canvas = document.getElementById("face");
@@ -245,6 +248,24 @@ def test_photograph_goes_through_the_encoder(page: Page, model: VAE, size: tuple
     if use == "Mix with it":
         slider(page, "Share of the second face").fill("1")
     assert_shows(page, model, latent)
+
+
+@pytest.mark.parametrize(
+    ("image_channels", "crop", "binarization"),
+    [(1, None, "none"), (3, 14, "none"), (3, 9, "none"), (1, None, "threshold")],
+    ids=["grey", "the training's crop", "far larger than the training's crop", "black and white"],
+)
+def test_photograph_is_prepared_as_in_training(
+    image_channels: int, crop: int | None, binarization: Binarization, open_page: Callable[..., Page]
+) -> None:
+    model = trained_looking(image_channels, normalization="batch")
+    page = open_page(page_of(model, crop=crop, binarization=binarization))
+    expect(page.get_by_role("button", name="Use a photo")).to_be_enabled()
+    pixels = disc_images(1, 20)[0]
+    choose_file(page, png(pixels))
+    page.get_by_role("button", name="Edit this face").click()
+    prepared = fit_image(Image.fromarray(pixels), 8, image_channels, crop if crop == 14 else None)
+    assert_shows(page, model, encode_all(model, binarize(prepared[None], binarization, 0)).mean[0].numpy())
 
 
 def test_photograph_is_framed(page: Page, model: VAE) -> None:

@@ -61,6 +61,11 @@ BEST = {  # for half the size and a few thousand steps, where a residual block d
     "train.average_decay": 0.995,
 }
 ADAM = {  # the demo as it was measured, before Muon
+    "model.channels": [32, 64, 128, 256],
+    "model.kernel_size": 4,
+    "train.learning_rate": 0.002,
+    "train.average_decay": 0.995,
+    "train.clip_gradient_norm": 20000.0,
     "train.optimizer": "adam",
     "train.muon_learning_rate": None,
     "train.momentum": None,

@@ -347,7 +347,7 @@ def working_in(folder: Path) -> Iterator[None]:
     """Run stages in a folder, without MLflow, which takes seconds to import."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(stage_run, "open_run", lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None)))
+        patch.setattr(stage_run, "open_run", lambda _: nullcontext(SimpleNamespace(log_progress=lambda _: None)))
         patch.setattr(coupling_flow, "NUM_STEPS", 1)
         patch.delenv("DVC_ROOT", raising=False)
         yield

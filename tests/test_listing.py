@@ -137,7 +137,7 @@ def test_a_folder_that_cannot_be_read_is_refused(raw: Path, source: str, monkeyp
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
     write(tmp_path, {"photo.heic": b"x", "photo.2.heic": b"x", "a.txt": b"x"})
-    with pytest.raises(UserError, match=r"holds no image .*, but it holds 2 \(an image in a format that is not read"):
+    with pytest.raises(UserError, match=r"holds no image .*, but 2 \(an image in a format that is not read"):
         open_source(data_params(tmp_path), 0)
 
 

@@ -101,6 +101,10 @@ def assert_whole(run: "Run", folder: Path) -> None:
             image.load()
     page = Path(client.download_artifacts(run.info.run_id, EDITOR.name)).read_bytes()
     assert hashlib.md5(page).hexdigest() == run.data.tags["facevae.editor.html"]
+    files = [Path(file.path) for file in client.list_artifacts(run.info.run_id, "images")]
+    pictures = Counter((*file.name.split("+")[:3], file.suffix) for file in files)
+    steps = [(name, "step", str(epoch)) for name in ("reconstructions", "samples") for epoch in (1, 2)]
+    assert pictures == {(*step, suffix): 1 for step in steps for suffix in (".png", ".webp")}
     assert run.inputs is not None
     assert run.inputs.dataset_inputs[0].dataset.digest.endswith(".dir")
     assert run.outputs is not None
@@ -187,7 +191,8 @@ def test_lost_figures_are_restored(clone: Path) -> None:
     path.unlink()
     assert "updated   beta-1: 1 figures" in synchronize()
     assert path.is_file()
-    assert len(client.list_artifacts(run.info.run_id)) == len(FIGURES) + 1  # the face editor
+    stored = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert stored == {"images", "editor.html", *(f"{name}.png" for name in FIGURES)}
 
 
 def test_lost_editor_is_restored_if_this_machine_has_it(clone: Path) -> None:

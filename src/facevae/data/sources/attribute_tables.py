@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from facevae.data.sources.row_names import find_rows
+from facevae.data.sources.zip_images import read_file
 from facevae.errors import UserError
 
 VALUES = {  # -1 and 0 both mean no, but never in the same column
@@ -92,7 +93,7 @@ def rows_of(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.DataFra
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
 

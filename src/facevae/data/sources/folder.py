@@ -1,6 +1,6 @@
 """A folder of images and its subfolders, with an optional attributes.csv at the top."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from PIL import Image
 
 from facevae.data.image_file import FORMATS, read_image
 from facevae.data.sources.attribute_tables import read_csv_table, to_attributes
+from facevae.data.sources.hints import hint
 from facevae.data.sources.listing import describe, list_images
 from facevae.data.sources.source import Source
 from facevae.errors import UserError
@@ -30,7 +31,8 @@ def open_folder(root: Path, num_images: int | None) -> Source:
     listing = list_images(root, known={ATTRIBUTES})
     names = listing.names[:num_images]
     if not names:
-        raise UserError(f"data.root: {root} holds no image ({', '.join(FORMATS)}){_but(listing.left_out)}")
+        but = f", but {describe(listing.left_out)}" if listing.left_out else ""
+        raise UserError(f"data.root: {root} holds no image ({', '.join(FORMATS)}){but}.{hint(root, 'folder')}")
     for name in names:
         if "\r" in name or name.encode(errors="ignore").decode() != name:
             raise UserError(
@@ -45,7 +47,3 @@ def open_folder(root: Path, num_images: int | None) -> Source:
 def read_from_folder(root: Path, names: Sequence[str], position: int) -> Image.Image:
     """Decode the image `names[position]` in the folder `root`."""
     return read_image(root / names[position])
-
-
-def _but(left_out: Mapping[str, int]) -> str:
-    return f", but it holds {describe(left_out)}" if left_out else ""

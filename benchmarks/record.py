@@ -7,6 +7,7 @@ docs/records.md keeps the history.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import time
@@ -15,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from measuring import RESULTS, hardware
-from quality import ADAM, BEST, Contender, params_of, prepared_and_judge
+from quality import ADAM, BEST, BEST_ADAM, Contender, params_of, prepared_and_judge
 
-from facevae.config.params import load_params
 from facevae.config.schema import Params
 from facevae.data.prepared import PreparedSet
 from facevae.device import set_up_device
@@ -28,9 +28,29 @@ from facevae.train.loop import Progress, train
 
 DEMO_GOAL = -32_036.0  # nats an image
 FACES_GOAL = 6.52  # bits a value
+FACES = "presets/celeba-best.yaml"
+
+FIRST_MUON = {
+    "model.channels": [32, 64, 128, 256],
+    "model.kernel_size": 4,
+    "train.epochs": 5,
+    "train.learning_rate": 0.002,
+    "train.muon_learning_rate": 0.02,
+    "train.average_decay": 0.995,
+    "train.clip_gradient_norm": 20000.0,
+}
+DEMO: tuple[tuple[str, tuple[Mapping[str, Any], ...]], ...] = (
+    ("Adam, 20 epochs", (ADAM, {"train.epochs": 20})),
+    ("Muon, 5 epochs", (FIRST_MUON,)),
+    ("Muon, another network, 3 epochs", ({"train.epochs": 3},)),
+)
+RECIPES: tuple[tuple[str, tuple[Mapping[str, Any], ...]], ...] = (
+    ("Adam, 20 epochs", (BEST_ADAM, {"train.epochs": 20})),
+    ("Muon, 3 epochs", (BEST, {"train.epochs": 3})),
+)
 
 
-class _GoalReached(Exception):
+class _GoalReachedError(Exception):
     """Ends a training."""
 
 
@@ -46,13 +66,11 @@ def seconds_to_goal(title: str, params: Params, prepared: PreparedSet, goal: flo
         row.update(epochs=len(losses), lowest_loss=min(losses), trained_seconds=round(time.perf_counter() - start, 1))
         if losses[-1] <= goal:
             row["seconds"] = row["trained_seconds"]
-            raise _GoalReached
+            raise _GoalReachedError
 
     images = prepared.images("train"), prepared.images("validation")
-    try:
+    with contextlib.suppress(_GoalReachedError):
         train(model, *images, params.train, set_up_device(params.train), seed=params.seed, on_epoch=[watch])
-    except _GoalReached:
-        pass
     print(json.dumps(row), flush=True)
     return row
 
@@ -68,16 +86,17 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="a folder for prepared images, the same as for quality.py")
     arguments = parser.parse_args()
     with reported_errors():
-        avatars, demo = PreparedSet().verified(), load_params()
-        best = changed("presets/celeba-best.yaml", BEST)
+        avatars = PreparedSet().verified()
+        best = changed(FACES, BEST)
         faces, _ = prepared_and_judge(arguments.images, arguments.work / str(best.data.image_size), best)
         num_values = faces.images("validation")[0].size
         faces_goal = (FACES_GOAL - 8) * math.log(2) * num_values
         rows = [
-            seconds_to_goal("demo, Adam", changed("params.yaml", ADAM, {"train.epochs": 20}), avatars, DEMO_GOAL),
-            seconds_to_goal("demo, as committed", demo, avatars, DEMO_GOAL),
-            seconds_to_goal("faces, Adam", changed("presets/celeba-best.yaml", BEST, ADAM_FACES), faces, faces_goal),
-            seconds_to_goal("faces, best recipe", best, faces, faces_goal),
+            *(
+                seconds_to_goal(f"demo: {title}", changed("params.yaml", *own), avatars, DEMO_GOAL)
+                for title, own in DEMO
+            ),
+            *(seconds_to_goal(f"faces: {title}", changed(FACES, *own), faces, faces_goal) for title, own in RECIPES),
         ]
         facts = hardware()
         write_json(RESULTS / f"record-{str(facts['vectors']).lower()}.json", {"hardware": facts, "rows": rows})

@@ -109,7 +109,15 @@ def evaluate(
     samples = samplers.compared(train.originals)
     studies = {
         name: study_edits(
-            model, classifier, split.images, split.attributes, train.attributes, directions, params, seed=seed
+            model,
+            classifier,
+            split.images,
+            split.attributes,
+            train.attributes,
+            directions,
+            params,
+            in_full=name == params.split,
+            seed=seed,
         )
         for name, split in splits.items()
         if name != "train"

@@ -19,6 +19,7 @@ from test_editor import DIRECTIONS, MODELS, page_of, priors_of, trained_looking
 
 from facevae.config.params import load_params
 from facevae.config.schema import Binarization
+from facevae.crop import Crop
 from facevae.data.image_file import fit_image
 from facevae.editor.page import NUM_FACES
 from facevae.model.binarization import binarize
@@ -252,11 +253,16 @@ def test_photograph_goes_through_the_encoder(page: Page, model: VAE, size: tuple
 
 @pytest.mark.parametrize(
     ("image_channels", "crop", "binarization"),
-    [(1, None, "none"), (3, 14, "none"), (3, 9, "none"), (1, None, "threshold")],
-    ids=["grey", "the training's crop", "far larger than the training's crop", "black and white"],
+    [
+        (1, None, "none"),
+        (3, Crop(side=14, raw_side=20), "none"),
+        (3, Crop(side=5, raw_side=9), "none"),
+        (1, None, "threshold"),
+    ],
+    ids=["grey", "the training's crop", "larger than the training images", "black and white"],
 )
 def test_photograph_is_prepared_as_in_training(
-    image_channels: int, crop: int | None, binarization: Binarization, open_page: Callable[..., Page]
+    image_channels: int, crop: Crop | None, binarization: Binarization, open_page: Callable[..., Page]
 ) -> None:
     model = trained_looking(image_channels, normalization="batch")
     page = open_page(page_of(model, crop=crop, binarization=binarization))
@@ -264,7 +270,7 @@ def test_photograph_is_prepared_as_in_training(
     pixels = disc_images(1, 20)[0]
     choose_file(page, png(pixels))
     page.get_by_role("button", name="Edit this face").click()
-    prepared = fit_image(Image.fromarray(pixels), 8, image_channels, crop if crop == 14 else None)
+    prepared = fit_image(Image.fromarray(pixels), 8, image_channels, None if crop is None else crop.side_in((20, 20)))
     assert_shows(page, model, encode_all(model, binarize(prepared[None], binarization, 0)).mean[0].numpy())
 
 

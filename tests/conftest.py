@@ -1,5 +1,6 @@
 """Shared by the tests: small complete params, small images, clones that run the pipeline, and the real data."""
 
+import hashlib
 import os
 import runpy
 import shutil
@@ -32,6 +33,7 @@ from facevae.crop import Crop
 from facevae.data.preparation import prepare
 from facevae.data.sources.dispatch import open_source
 from facevae.errors import UserError
+from facevae.evaluate import inception
 from facevae.evaluate.directions import FittedDirections, fit_directions, save_directions
 from facevae.model import checkpoint
 from facevae.model.vae import Posterior, new_model
@@ -400,8 +402,8 @@ def experiments(project: Path, tmp_path_factory: pytest.TempPathFactory, pytestc
 
 
 @pytest.fixture(scope="session")
-def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with random weights of the Inception network."""
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file with random weights of the Inception network, which is taken for that of the real ones."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
@@ -414,7 +416,9 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name.endswith("conv.weight"):
             torch.nn.init.kaiming_normal_(weight)
     torch.save(network.state_dict(), path)
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+        yield path
 
 
 @pytest.fixture(scope="module")

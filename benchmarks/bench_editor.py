@@ -27,28 +27,29 @@ PLAIN = """exports.gatherMatmul;
 gatherMatmul = (pixels, pixelsEnd, taps, tapsEnd, depth, weights, bias, width, slope) => {
   const values = new Float32Array(memory.buffer);
   const table = new Int32Array(memory.buffer);
-  const sums = new Float32Array(16);
   const stride = (tapsEnd - taps) * depth / 2; // floats of eight output channels
   for (let channel = 0; channel < width / 4; channel += 4) { // four pixels and four channels at a time
     const block = weights / 4 + (channel >> 3) * stride + (channel & 4);
     for (let pixel = pixels / 4; pixel < pixelsEnd / 4; pixel += 8) {
-      let [a0, a1, a2, a3] = values.subarray(bias / 4 + channel, bias / 4 + channel + 4);
-      let [b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = [a0, a1, a2, a3, a0, a1, a2, a3, a0, a1, a2, a3];
+      const first = bias / 4 + channel;
+      let a0 = values[first], a1 = values[first + 1], a2 = values[first + 2], a3 = values[first + 3];
+      let b0 = a0, b1 = a1, b2 = a2, b3 = a3, c0 = a0, c1 = a1, c2 = a2, c3 = a3, d0 = a0, d1 = a1, d2 = a2, d3 = a3;
       let next = block;
       for (let tap = taps / 4; tap < tapsEnd / 4; tap++) {
-        const [a, b, c, d] = [0, 1, 2, 3].map((i) => (table[pixel + i] + table[tap]) / 4);
-        for (let i = 0; i < depth / 4; i++, next += 8) {
-          const [w0, w1, w2, w3] = [values[next], values[next + 1], values[next + 2], values[next + 3]];
-          const [x, y, z, t] = [values[a + i], values[b + i], values[c + i], values[d + i]];
+        const a = (table[pixel] + table[tap]) >> 2, b = (table[pixel + 1] + table[tap]) >> 2;
+        const c = (table[pixel + 2] + table[tap]) >> 2, d = (table[pixel + 3] + table[tap]) >> 2;
+        for (let i = 0; i < depth >> 2; i++, next += 8) {
+          const w0 = values[next], w1 = values[next + 1], w2 = values[next + 2], w3 = values[next + 3];
+          const x = values[a + i], y = values[b + i], z = values[c + i], t = values[d + i];
           a0 += x * w0; a1 += x * w1; a2 += x * w2; a3 += x * w3;
           b0 += y * w0; b1 += y * w1; b2 += y * w2; b3 += y * w3;
           c0 += z * w0; c1 += z * w1; c2 += z * w2; c3 += z * w3;
           d0 += t * w0; d1 += t * w1; d2 += t * w2; d3 += t * w3;
         }
       }
-      sums.set([a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3]);
+      const sums = [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3];
       for (let i = 0; i < 16; i++) {
-        values[table[pixel + 4 + (i >> 2)] / 4 + channel + (i & 3)] = sums[i] > 0 ? sums[i] : slope * sums[i];
+        values[(table[pixel + 4 + (i >> 2)] >> 2) + channel + (i & 3)] = sums[i] > 0 ? sums[i] : slope * sums[i];
       }
     }
   }

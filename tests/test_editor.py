@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import wasmtime
-from conftest import small_params
+from conftest import disc_images, small_params
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from facevae.crop import Crop
@@ -44,23 +44,40 @@ DIRECTIONS = dict(
 
 
 def trained_looking(image_channels: int = 3, image_size: int = 8, **changes: Any) -> VAE:
-    """A model in evaluation mode whose normalisations and residual blocks do something, as after training."""
+    """A model in evaluation mode: all layers do something, latents tell images apart, pictures have all intensities."""
     params = small_params(data__image_size=image_size, **{f"model__{key}": value for key, value in changes.items()})
     model = new_model(params.model, image_size, image_channels, seed=0).eval()
     generator = torch.Generator().manual_seed(1)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and name != "log_sigma" and tensor.ndim <= 1:
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-        elif tensor.ndim == 4 and not tensor.any():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) / 10)
+    images = torch.from_numpy(disc_images(50, image_size, image_channels)).permute(0, 3, 1, 2) / 255
+    latents = torch.randn(50, model.params.latent_dim, generator=generator)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.ndim == 1:  # biases, and scales of normalisations
+                tensor.add_(torch.rand(tensor.shape, generator=generator) - 0.5)
+            if not tensor.any():  # the last weights of residual blocks
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) / 10)
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 1.0
+        model.train().decode(latents), model.encode(images)  # for the running moments of batch normalisation
+        model.eval()
+        *_, last = (layer for layer in model.decoder.modules() if isinstance(layer, nn.ConvTranspose2d))
+        for layer, values in ((last, model.decode_logits(latents)), (model.encoder.mean, model.encode(images).mean)):
+            assert layer.bias is not None
+            layer.weight.mul_(2 / values.std())
+            layer.bias.sub_(values.mean()).mul_(2 / values.std())
     return model
 
 
-def header_of(model: VAE) -> CheckpointHeader:
-    return CheckpointHeader(
-        model=model.params, image_size=model.image_size, image_channels=model.image_channels, likelihood="gaussian",
-        binarization="none", crop=Crop(side=148, raw_side=178), fingerprint="0123456789abcdef",
-    )  # fmt: skip
+def header_of(model: VAE, **changes: Any) -> CheckpointHeader:
+    trained = {
+        "likelihood": "gaussian",
+        "binarization": "none",
+        "crop": Crop(side=148, raw_side=178),
+        "fingerprint": "0123456789abcdef",
+    }
+    shape = {"image_size": model.image_size, "image_channels": model.image_channels}
+    return CheckpointHeader.model_validate({"model": model.params, **shape, **trained, **changes})
 
 
 def priors_of(model: VAE) -> FittedPriors:
@@ -70,11 +87,11 @@ def priors_of(model: VAE) -> FittedPriors:
     return FittedPriors(normal, unused, unused, {"normal": 0.0})
 
 
-def page_of(model: VAE, directions: Mapping[str, Tensor] | None = None) -> str:
-    """A page with sliders for these directions, or for `DIRECTIONS`."""
+def page_of(model: VAE, directions: Mapping[str, Tensor] | None = None, **header: Any) -> str:
+    """A page with sliders for these directions, or for `DIRECTIONS`; keywords change the model's header."""
     chosen = dict(DIRECTIONS if directions is None else directions)
     fitted = FittedDirections({"original": {}, "difference": {}, "balanced": {}, "joint": chosen}, "joint")
-    return build_page(model, header_of(model), priors_of(model), fitted, seed=0)
+    return build_page(model, header_of(model, **header), priors_of(model), fitted, seed=0)
 
 
 def tensor_of(tensors: TensorFile, reference: dict[str, Any]) -> Tensor:

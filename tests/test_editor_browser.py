@@ -18,8 +18,10 @@ from playwright.sync_api import Browser, FilePayload, Frame, Locator, Page, expe
 from test_editor import DIRECTIONS, MODELS, page_of, priors_of, trained_looking
 
 from facevae.config.params import load_params
+from facevae.config.schema import Binarization
 from facevae.data.image_file import fit_image
 from facevae.editor.page import NUM_FACES
+from facevae.model.binarization import binarize
 from facevae.model.inference import decode_all, encode_all
 from facevae.model.vae import VAE
 
@@ -88,7 +90,8 @@ def decoded(page: Page, latents: torch.Tensor, size: int) -> Pixels:
 
 def assert_shows(page: Page | Frame, model: VAE, latent: Latent) -> None:
     """Wait until the page shows the picture of a latent (latent_dim,)."""
-    expected = decode_all(model, torch.from_numpy(latent)[None].float())[0]
+    picture = decode_all(model, torch.from_numpy(latent)[None].float())[0]
+    expected = np.broadcast_to(picture, (*picture.shape[:2], 3))  # grey is shown as equal colours
     page.wait_for_function(
         """([expected, tolerance]) => {
             const canvas = document.getElementById("face");
@@ -133,13 +136,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 def test_thousand_pictures_of_the_demo_equal_pytorch(open_page: Callable[..., Page]) -> None:
     params = load_params(ROOT / "params.yaml")
     model = trained_looking(image_size=params.data.image_size, **params.model.model_dump())
-    *_, last = (layer for layer in model.decoder.modules() if isinstance(layer, torch.nn.ConvTranspose2d))
-    assert last.bias is not None
     latents = torch.randn(1000, params.model.latent_dim, generator=torch.Generator().manual_seed(5))
-    with torch.no_grad():  # pictures of all intensities, where an error shows most
-        logits = model.decode_logits(latents[:20])
-        last.weight.mul_(2 / logits.std())
-        last.bias.sub_(logits.mean()).mul_(2 / logits.std())
     expected = decode_all(model, latents).astype(int)
     assert expected.std() > 50
     found = decoded(open_page(page_of(model, {})), latents, params.data.image_size)
@@ -238,7 +235,9 @@ def test_saved_picture_is_the_face(page: Page, model: VAE) -> None:
     assert np.abs(pixels - expected).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("size", [(8, 8), (40, 31), (5, 7)], ids=["same size", "larger", "smaller"])
+@pytest.mark.parametrize(
+    "size", [(8, 8), (40, 31), (5, 7), (1300, 1100)], ids=["same size", "larger", "smaller", "much larger"]
+)
 @pytest.mark.parametrize("use", ["Edit this face", "Mix with it"])
 def test_photograph_goes_through_the_encoder(page: Page, model: VAE, size: tuple[int, int], use: str) -> None:
     pixels = disc_images(1, max(size))[0][: size[1], : size[0]]
@@ -249,6 +248,24 @@ def test_photograph_goes_through_the_encoder(page: Page, model: VAE, size: tuple
     if use == "Mix with it":
         slider(page, "Share of the second face").fill("1")
     assert_shows(page, model, latent)
+
+
+@pytest.mark.parametrize(
+    ("image_channels", "crop", "binarization"),
+    [(1, None, "none"), (3, 14, "none"), (3, 9, "none"), (1, None, "threshold")],
+    ids=["grey", "the training's crop", "far larger than the training's crop", "black and white"],
+)
+def test_photograph_is_prepared_as_in_training(
+    image_channels: int, crop: int | None, binarization: Binarization, open_page: Callable[..., Page]
+) -> None:
+    model = trained_looking(image_channels, normalization="batch")
+    page = open_page(page_of(model, crop=crop, binarization=binarization))
+    expect(page.get_by_role("button", name="Use a photo")).to_be_enabled()
+    pixels = disc_images(1, 20)[0]
+    choose_file(page, png(pixels))
+    page.get_by_role("button", name="Edit this face").click()
+    prepared = fit_image(Image.fromarray(pixels), 8, image_channels, crop if crop == 14 else None)
+    assert_shows(page, model, encode_all(model, binarize(prepared[None], binarization, 0)).mean[0].numpy())
 
 
 def test_photograph_is_framed(page: Page, model: VAE) -> None:
@@ -324,6 +341,14 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(page: Page) -> None:
     page.keyboard.press("ArrowRight")
     expect(slider(page, "Smiling")).to_have_attribute("aria-valuetext", "+1.1")
     expect(page.get_by_role("img", name=re.compile(r"Smiling \+1\.1"))).to_be_visible()
+
+
+def test_browser_refuses_requests_of_the_page(page: Page) -> None:
+    directive = page.evaluate("""() => new Promise((resolve) => {
+        document.addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
+        fetch("http://127.0.0.1:9/").catch(() => setTimeout(resolve, 1000, "none"));
+    })""")
+    assert directive == "connect-src"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -29,6 +29,17 @@ WORK = {  # the function that a stage calls between the two digests of its input
 }
 
 
+@pytest.mark.parametrize("stage", ["classifier", "train"])
+def test_a_batch_of_more_images_than_there_are_is_a_warning(
+    work_tree: Path, stage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "batch_size" not in caplog.text
+    path = work_tree / "params.yaml"
+    path.write_text(path.read_text().replace("batch_size: 8", "batch_size: 13"))  # of 12 training images
+    run_stage(stage)
+    assert f"{stage}.batch_size: 13, but there are only 12 training images" in caplog.text
+
+
 @pytest.mark.usefixtures("work_tree")
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_declares_the_params_it_reads(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:

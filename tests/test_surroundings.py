@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import clean_environment, clone
+from conftest import ROOT, clean_environment, clone
 
 RC = """
 axes.facecolor: yellow
@@ -120,3 +120,10 @@ def test_surroundings_change_no_result_of_the_pipeline(tmp_path: Path) -> None:
     for part in plain:
         assert plain[part].keys() == hostile[part].keys()
         assert [name for name in plain[part] if plain[part][name] != hostile[part][name]] == []
+
+
+def test_only_one_module_imports_matplotlib() -> None:
+    """It overrides the settings first."""
+    importing = [path.name for path in (ROOT / "src").rglob("*.py") if "import matplotlib" in path.read_text()]
+    importing += [path.name for path in (ROOT / "src").rglob("*.py") if "from matplotlib" in path.read_text()]
+    assert set(importing) == {"settings.py"}

@@ -141,7 +141,7 @@ def timelapse(
     output: Annotated[Path, typer.Option("--output", "-o", help="The WebP or GIF file to write.")] = TIMELAPSE,
 ) -> None:
     """Animate the training: its reconstructions and samples from epoch to epoch."""
-    from facevae.figures.timelapse import save_timelapse
+    from facevae.timelapse import save_timelapse
 
     save_timelapse(output, epochs, milliseconds)
     typer.echo(output)

@@ -1,6 +1,6 @@
 // A photograph of one's own, cropped and resized as the training images were, and framed by hand.
 
-const LARGEST_SIDE = 1024; // pixels; a larger crop is first reduced by the browser
+const LARGEST = 1024; // pixels of the shorter side; the browser reduces a larger photograph when it is opened
 
 // Pillow's filters: Hamming's window shrinks, a bicubic kernel enlarges.
 const FILTERS = {
@@ -17,21 +17,23 @@ const FILTERS = {
   },
 };
 
-// Resize each row from `before` to `after` pixels of `channels` values, and transpose: twice is the whole resizing.
-function resizedRows(pixels, rows, before, after, channels) {
-  const { reach, weight } = before > after ? FILTERS.shrink : FILTERS.enlarge;
-  const stretch = Math.max(1, before / after);
+// Resize a stretch of each row, from `start` on and `side` pixels long, to `after` pixels, and transpose: twice is the
+// whole resizing. Like Pillow's, the filter also sees pixels beyond the stretch.
+function resizedRows({ pixels, length, rows, start, side, after }) {
+  const { reach, weight } = side > after ? FILTERS.shrink : FILTERS.enlarge;
+  const stretch = Math.max(1, side / after);
+  const channels = model.channels;
   const result = new Uint8ClampedArray(after * rows * channels);
   for (let column = 0; column < after; column++) {
-    const centre = ((column + 0.5) * before) / after;
+    const centre = start + ((column + 0.5) * side) / after;
     const first = Math.max(0, Math.floor(centre - reach * stretch + 0.5));
-    const end = Math.min(before, Math.floor(centre + reach * stretch + 0.5));
+    const end = Math.min(length, Math.floor(centre + reach * stretch + 0.5));
     const weights = Array.from({ length: end - first }, (_, i) => weight((first + i + 0.5 - centre) / stretch));
     const total = weights.reduce((sum, value) => sum + value, 0);
     for (let row = 0; row < rows; row++) {
       for (let channel = 0; channel < channels; channel++) {
         let sum = 0;
-        weights.forEach((value, i) => (sum += value * pixels[(row * before + first + i) * channels + channel]));
+        weights.forEach((value, i) => (sum += value * pixels[(row * length + first + i) * channels + channel]));
         result[(column * rows + row) * channels + channel] = sum / total;
       }
     }
@@ -39,28 +41,34 @@ function resizedRows(pixels, rows, before, after, channels) {
   return result;
 }
 
-function resized(pixels, before, after, channels) {
-  if (before === after) return pixels;
-  return resizedRows(resizedRows(pixels, before, before, after, channels), after, before, after, channels);
+// The pixels (imageSize, imageSize, channels) that the encoder takes, of a square of a photograph.
+function pixelsOf(photograph, { left, top, side }) {
+  const after = model.imageSize;
+  const margin = side === after ? 0 : Math.ceil(Math.max(2, side / after)); // beyond the square, for the filter
+  const [x, y] = [Math.max(0, left - margin), Math.max(0, top - margin)];
+  const width = Math.min(photograph.width, left + side + margin) - x;
+  const height = Math.min(photograph.height, top + side + margin) - y;
+  const context = new OffscreenCanvas(width, height).getContext("2d");
+  context.fillStyle = "white"; // below transparent pixels
+  context.fillRect(0, 0, width, height);
+  context.drawImage(photograph, -x, -y);
+  let pixels = inChannels(context.getImageData(0, 0, width, height).data);
+  if (side !== after) {
+    pixels = resizedRows({ pixels, length: width, rows: height, start: left - x, side, after });
+    pixels = resizedRows({ pixels, length: height, rows: after, start: top - y, side, after });
+  }
+  return model.binarization === "none" ? pixels : pixels.map((value) => (value < 128 ? 0 : 255));
 }
 
-// The pixels (imageSize, imageSize, channels) of a square of a photograph that the encoder takes.
-function pixelsOf(photograph, { left, top, side }) {
-  const drawn = Math.min(side, LARGEST_SIDE);
-  const context = new OffscreenCanvas(drawn, drawn).getContext("2d");
-  context.fillStyle = "white"; // below transparent pixels
-  context.fillRect(0, 0, drawn, drawn);
-  context.imageSmoothingQuality = "high";
-  context.drawImage(photograph, left, top, side, side, 0, 0, drawn, drawn);
-  const { data } = context.getImageData(0, 0, drawn, drawn);
-  const pixels = new Uint8ClampedArray(drawn * drawn * model.channels);
-  for (let i = 0; i < drawn * drawn; i++) {
-    const [red, green, blue] = data.subarray(4 * i, 4 * i + 3);
-    if (model.channels === 3) pixels.set([red, green, blue], 3 * i);
-    else pixels[i] = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16; // as Pillow turns colours to grey
+// RGBA to the model's channels: RGB, or grey as Pillow computes it.
+function inChannels(rgba) {
+  const pixels = new Uint8ClampedArray((rgba.length / 4) * model.channels);
+  for (let from = 0, to = 0; from < rgba.length; from += 4) {
+    const [red, green, blue] = [rgba[from], rgba[from + 1], rgba[from + 2]];
+    if (model.channels === 1) pixels[to++] = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16;
+    else for (const value of [red, green, blue]) pixels[to++] = value;
   }
-  const small = resized(pixels, drawn, model.imageSize, model.channels);
-  return model.binarization === "none" ? small : small.map((value) => (value < 128 ? 0 : 255));
+  return pixels;
 }
 
 function squareOf(photograph) {
@@ -70,9 +78,18 @@ function squareOf(photograph) {
   return { left, top, side };
 }
 
+async function opened(file) {
+  const photograph = await createImageBitmap(file);
+  const shorter = Math.min(photograph.width, photograph.height);
+  const scale = Math.max(LARGEST, 2 * model.crop) / shorter;
+  if (scale >= 1) return photograph;
+  const resizeWidth = Math.round(scale * photograph.width);
+  return createImageBitmap(photograph, { resizeWidth, resizeQuality: "high" });
+}
+
 // Let the user frame a photograph. The promise is of {use, latent}, where `use` is "first", "second" or "".
 async function framed(file) {
-  const photograph = await createImageBitmap(file);
+  const photograph = await opened(file);
   const inputs = ["zoom", "across", "down"].map(element);
   for (const input of inputs) input.value = input.defaultValue;
   if (model.crop !== null) element("zoom").value = model.crop.raw_side / model.crop.side; // in proportion, as in training

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from facevae.errors import UserError
+from facevae.figures.settings import Figure, FigureCanvasAgg
 from facevae.storage.atomic import write_bytes
 from facevae.storage.sheet import sheet_of
 

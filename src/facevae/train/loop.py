@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from facevae.config.checks import warn_of_large_batch
 from facevae.config.schema import TrainParams
 from facevae.device import memory_format
 from facevae.errors import UserError
@@ -109,6 +110,8 @@ def train(
         Too many steps were skipped, or the validation loss is not finite. The message says what to change.
     """
     model.set_memory_format(memory_format(device, largest_map_bytes(model.params, model.image_size)))
+    if workers.leads:
+        warn_of_large_batch("train.batch_size", params.batch_size, len(train_images))
     steps_per_epoch = num_batches(len(train_images), params.batch_size)
     optimization = Optimization(model.to(device), params, steps_per_epoch, device, workers)
     batches = Batches(params, model.params.latent_dim, seed, device, workers)

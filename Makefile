@@ -11,6 +11,7 @@ INSTALLED := .venv/.installed
 
 repro: $(INSTALLED)
 	@$(BIN)/facevae mend
+	@$(BIN)/facevae check
 	$(BIN)/dvc repro
 
 figures: $(INSTALLED)

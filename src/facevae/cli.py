@@ -166,6 +166,15 @@ def where(run: Annotated[str, typer.Argument(help="A run's name or id, or the st
 
 
 @app.command()
+def check(params: Annotated[Path, typer.Option(help="The file to check.")] = PARAMS) -> None:
+    """Check params.yaml and the folder data.root, in clearer words than DVC's. `make repro` does so first."""
+    from facevae.config.data_root import data_root
+    from facevae.config.params import load_params
+
+    data_root(load_params(params).data)
+
+
+@app.command()
 def mend() -> None:
     """Repair the files that DVC left half-written when it was killed."""
     from facevae.tracking.mending import mend as mend_files

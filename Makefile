@@ -83,6 +83,9 @@ clean:
 # pip installs uv from the lock, with its hashes; uv installs everything else in a fraction of pip's time. The packages
 # are compiled now, so that the first processes that import them need not do it.
 $(INSTALLED): requirements.lock pyproject.toml
+	@case "$$PWD" in *[\"\`\$$:#?{}]* | *[[:cntrl:]]*) echo "error: the path of this folder, $$PWD, has one of" \
+		'" ` $$ : # ? { } or an invisible character, which Python, DVC or Git cannot handle: rename the folder' >&2; \
+		exit 1;; esac
 	$(PYTHON) -m venv --clear .venv
 	awk '/^[^ #]/ {wanted = /^uv==/} wanted' requirements.lock > .venv/uv.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r .venv/uv.lock

@@ -91,6 +91,7 @@ def _prepare(source: Path, target: Path) -> None:
         split="random",
         validation_fraction=0.1,
         test_fraction=0.1,
+        keep_duplicates_together=False,
         on_bad_image="fail",
     )
     prepare(open_source(data, 0), data, 0, target)

@@ -267,7 +267,10 @@ def run(images: Path, work: Path, name: str, params: Params, budget: Budget, see
         crop=None,
         fingerprint="",
     )
-    evaluation = evaluate(model, header, classifier.to(device), prepared, evaluation_params(params), seed=seed)
+    mirrors = params.train.horizontal_flip
+    evaluation = evaluate(
+        model, header, classifier.to(device), prepared, evaluation_params(params), horizontal_flip=mirrors, seed=seed
+    )
     samplers = evaluation.tables["samplers.csv"].set_index("sampler")["frechet_distance"]
     drawn = samplers.loc[list(evaluation.priors.priors)]
     facts = {
@@ -393,7 +396,14 @@ def prepared_and_judge(images: Path, work: Path, params: Params) -> tuple[Prepar
         tables = prepared.images("train"), prepared.attributes("train")
         device = set_up_device(params.train)
         schooling = params.classifier.model_copy(update={"epochs": JUDGE_EPOCHS})
-        classifier = train_classifier(*tables, schooling, params.train.precision, device, seed=params.seed)
+        classifier = train_classifier(
+            *tables,
+            schooling,
+            params.train.precision,
+            device,
+            horizontal_flip=params.train.horizontal_flip,
+            seed=params.seed,
+        )
         save_classifier(judge, classifier, data_digest=prepared.digest)
     return prepared, load_classifier(judge, data_digest=prepared.digest)
 

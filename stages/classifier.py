@@ -15,8 +15,15 @@ def main() -> None:
     params = load_params()
     prepared = PreparedSet().verified()
     images, attributes = prepared.images("train"), prepared.attributes("train")
-    device, precision = set_up_device(params.train), params.train.precision
-    classifier = train_classifier(images, attributes, params.classifier, precision, device, seed=params.seed)
+    classifier = train_classifier(
+        images,
+        attributes,
+        params.classifier,
+        params.train.precision,
+        set_up_device(params.train),
+        horizontal_flip=params.train.horizontal_flip,
+        seed=params.seed,
+    )
     refuse_change(before, inputs_digest("classifier"))
     save_classifier(CLASSIFIER, classifier, data_digest=prepared.digest)
 

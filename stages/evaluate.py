@@ -24,7 +24,10 @@ def main() -> None:
     device = set_up_device(params.train)
     model.to(device), classifier.to(device)
     with stage_run.open_run("evaluate"):
-        evaluation = evaluate(model, header, classifier, prepared, params.evaluate, seed=params.seed)
+        mirrors = params.train.horizontal_flip
+        evaluation = evaluate(
+            model, header, classifier, prepared, params.evaluate, horizontal_flip=mirrors, seed=params.seed
+        )
         refuse_change(before, inputs_digest("evaluate"))
         save_priors(PRIORS, evaluation.priors, fingerprint=header.fingerprint)
         save_directions(DIRECTIONS, evaluation.directions, fingerprint=header.fingerprint)

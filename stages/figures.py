@@ -15,7 +15,7 @@ def main() -> None:
     results = load_results()
     results.model.to(set_up_device(params.train))
     with stage_run.open_run("figures"):
-        render_all(PLOTS, results, params.figures, params.seed)
+        render_all(PLOTS, results, params.figures, horizontal_flip=params.train.horizontal_flip, seed=params.seed)
         refuse_change(before, inputs_digest("figures"))
 
 

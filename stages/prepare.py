@@ -1,6 +1,7 @@
 """Draw, read or download raw images and write the prepared set."""
 
 from facevae.config.checks import require_attributes
+from facevae.config.needs import needs_of
 from facevae.config.params import load_params
 from facevae.config.paths import PREPARED
 from facevae.data.preparation import prepare
@@ -15,9 +16,9 @@ def main() -> None:
     params = load_params()
     source = open_source(params.data, params.seed)
     require_attributes(params, source.attributes.columns)  # here, because later stages would fail after training
-    manifest = prepare(source, params.data, params.seed, PREPARED)
+    manifest = prepare(source, params.data, params.seed, PREPARED, needs_of(params))
     refuse_change(before, inputs_digest("prepare"))
-    print(f"{PREPARED}: {manifest.num_images}, {len(manifest.bad_images)} bad image(s) left out")
+    print(f"{PREPARED}: {manifest.summary()}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from functools import partial
 
 from facevae.config.params import load_params
-from facevae.config.paths import HISTORY, MODEL, TRAIN_METRICS
+from facevae.config.paths import EPOCHS, HISTORY, MODEL, TRAIN_METRICS
 from facevae.data.prepared import PreparedSet
 from facevae.device import platform, set_up_device
 from facevae.errors import reported_errors
@@ -11,7 +11,7 @@ from facevae.fingerprint import inputs_digest, refuse_change, training_fingerpri
 from facevae.model import checkpoint, vae
 from facevae.storage.tables import write_csv, write_json
 from facevae.tracking import stage_run
-from facevae.train import distributed, loop, resume
+from facevae.train import distributed, loop, previews, resume
 
 
 def main() -> None:
@@ -23,12 +23,12 @@ def main() -> None:
     fingerprint = training_fingerprint(params, prepared.digest, platform(device))
     model = vae.new_model(params.model, manifest.image_size, manifest.channels, seed=params.seed)
     with distributed.joined_workers(device, fingerprint) as workers:
-        train = partial(loop.train, model, *images, params.train, device, seed=params.seed, workers=workers)
+        train = partial(loop.train, model, *images, params.train, device, seed=params.seed, workers=workers, draw=True)
         if not workers.leads:
             train()
             return
-        with resume.ResumeFile(fingerprint) as progress, stage_run.open_run("train") as run:
-            result = train(start=progress.load(), on_epoch=[progress.save, lambda now: run.log_epoch(now.rows[-1])])
+        with resume.ResumeFile(fingerprint) as file, stage_run.open_run("train") as run:
+            result = train(start=file.load(), on_epoch=[file.save, run.log_progress, partial(previews.write, EPOCHS)])
             refuse_change(before, inputs_digest("train"))
             checkpoint.save(MODEL, result.model, params.train, manifest.crop, fingerprint)
             write_csv(HISTORY, result.history)

@@ -28,6 +28,7 @@ from PIL import Image
 
 from facevae.config.params import parse_params
 from facevae.config.schema import Params
+from facevae.crop import Crop
 from facevae.data.preparation import prepare
 from facevae.data.sources.dispatch import open_source
 from facevae.errors import UserError
@@ -61,6 +62,7 @@ needs_browser = pytest.mark.skipif(
 for variable in [name for name in os.environ if name.startswith("GIT_") and name != "GIT_SSL_CAINFO"]:
     del os.environ[variable]  # set in a Git hook, where the tests would work on the surrounding repository
 os.environ["GIT_CONFIG_GLOBAL"] = os.devnull
+os.environ.pop("MPLBACKEND", None)  # a notebook's, at which tests that import matplotlib first would fail
 torch.set_num_threads(1)
 
 SMALL: dict[str, Any] = {
@@ -75,6 +77,7 @@ SMALL: dict[str, Any] = {
         "split": "random",
         "validation_fraction": 0.2,
         "test_fraction": 0.2,
+        "keep_duplicates_together": False,
         "on_bad_image": "fail",
     },
     "model": {
@@ -344,7 +347,7 @@ def working_in(folder: Path) -> Iterator[None]:
     """Run stages in a folder, without MLflow, which takes seconds to import."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(stage_run, "open_run", lambda _: nullcontext(SimpleNamespace(log_epoch=lambda _: None)))
+        patch.setattr(stage_run, "open_run", lambda _: nullcontext(SimpleNamespace(log_progress=lambda _: None)))
         patch.setattr(coupling_flow, "NUM_STEPS", 1)
         patch.delenv("DVC_ROOT", raising=False)
         yield
@@ -459,7 +462,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     params = small_params()
     model = new_model(params.model, 8, 3, seed=0)
-    checkpoint.save(folder / "models" / "vae.safetensors", model, params.train, crop=12, fingerprint="abc")
+    checkpoint.save(
+        folder / "models" / "vae.safetensors", model, params.train, Crop(side=12, raw_side=20), fingerprint="abc"
+    )
     attributes = pd.DataFrame({"Smiling": [0, 1, 0, 1], "Eyeglasses": [0, 0, 1, 1]})
     posteriors = Posterior(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 3))
     directions = FittedDirections(fit_directions(posteriors.mean, attributes, 0.5), "joint")

@@ -137,7 +137,7 @@ BAD_IDX = {  # name: images, labels, part of the error
     ),
     "labels for images": (LABELS + bytes(8), LABELS, "ubyte is not a complete IDX file of bytes"),
     "a label missing": (IMAGES, idx(4, content=bytes(4)), "5 images but 4 labels"),
-    "a label of 10": (IMAGES, idx(5, content=bytes([1, 2, 3, 4, 10])), "a label is 10, not a digit"),
+    "a label of 10": (IMAGES, idx(5, content=bytes([1, 2, 3, 4, 10])), "a label is 10, not one of ten classes"),
 }
 BAD_GZIPS = {  # name: images, part of the error
     "not gzip": (b"words", "cannot be read: Not a gzipped file"),

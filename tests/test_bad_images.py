@@ -23,7 +23,7 @@ from facevae.data.sources.dispatch import open_source
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8))
 DISC = Image.fromarray(disc_images(1, 48)[0])
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
-KINDS = "it is empty or not an image (BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP)"
+KINDS = "it is empty or not an image (AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP)"
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SWAPPED = SRGB.replace(b"rXYZ", b"temp").replace(b"bXYZ", b"rXYZ").replace(b"temp", b"bXYZ")  # swaps red and blue
 Refusal = Callable[..., str]
@@ -35,9 +35,29 @@ def stored(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def png(width: int, height: int, content: bytes, *chunks: tuple[bytes, bytes], bits: int = 8) -> bytes:
-    """A grey PNG file whose header may be wrong."""
-    header = struct.pack(">2I5B", width, height, bits, 0, 0, 0, 0)
+def floats(values: list[float]) -> Image.Image:
+    return Image.fromarray(np.array([values], np.float32))
+
+
+def deep(*values: int) -> bytes:
+    """The row of a PNG with 16 bits a value."""
+    return b"\0" + np.array(values, ">u2").tobytes()
+
+
+def tiff(bits: list[int], photometric: int, content: bytes, kind: int = 1) -> bytes:
+    """An uncompressed TIFF of two pixels: bits of each channel, and kind 1 (unsigned) or 2 (signed)."""
+    start = 8 + 2 + 10 * 12 + 4
+    tags = [(256, 4, 2), (257, 4, 1), (258, 3, start if len(bits) > 2 else bits[0]), (259, 3, 1), (262, 3, photometric)]
+    tags += [(273, 4, start + 6), (277, 3, len(bits)), (278, 4, 1), (279, 4, len(content)), (339, 3, kind)]
+    counts = {258: len(bits)}
+    entries = [struct.pack("<HHII", tag, form, counts.get(tag, 1), value) for tag, form, value in tags]
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4)
+    return header + struct.pack("<3H", *(bits * 3)[:3]) + content
+
+
+def png(width: int, height: int, content: bytes, *chunks: tuple[bytes, bytes], bits: int = 8, colour: int = 0) -> bytes:
+    """A PNG file whose header may be wrong; colour 0: grey, 2: RGB, 4: grey and alpha, 6: RGB and alpha."""
+    header = struct.pack(">2I5B", width, height, bits, colour, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(content)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
@@ -74,6 +94,32 @@ BAD = {  # name: a function that makes the file, part of the error
     "a text bomb": (write(png(1, 1, bytes(2), TEXT_BOMB)), "it cannot be decoded: Decompressed data"),
     "a profile bomb": (write(png(1, 1, bytes(2), PROFILE_BOMB)), "it cannot be decoded: Decompressed data"),
     "gigabytes": (write_gigabytes_of_nothing, "it has 268,435,457 bytes; the limit is 268,435,456"),
+    "floats to 255": (
+        write(stored(Image.fromarray(np.array([[0, 0.5, 255]], np.float32)), "TIFF")),
+        "its floats go from 0 to 255, but only 0 to 1 has a known meaning",
+    ),
+    "floats below 0": (write(stored(floats([-1, 1]), "TIFF")), "its floats go from -1 to 1, but only 0 to 1"),
+    "infinity": (write(stored(floats([0.2, np.inf]), "TIFF")), "its floats go from 0.2 to inf"),
+    "a PFM to 255": (write(b"Pf\n2 1\n-1.0\n" + np.array([255, 1], "<f4").tobytes()), "its floats go from 1 to 255"),
+    "32 bits to 255": (
+        write(stored(Image.fromarray(np.array([[0, 255]], np.int32)), "TIFF")),
+        "its integers of 32 bits, from 0 to 255, have no known range: save it with 8 or 16 bits",
+    ),
+    "32 bits": (write(stored(Image.fromarray(np.array([[0, 2**31 - 1]], np.int32)), "TIFF")), "have no known range"),
+    "signed 16 bits": (write(tiff([16], 1, np.array([-9, 9], "<i2").tobytes(), kind=2)), "from -9 to 9, have no"),
+    "12 bits in 16": (write(png(2, 1, deep(4095, 9), bits=16)), "its values of 16 bits are all below 16,384"),
+    "14 bits in 16": (write(png(2, 1, deep(16383, 9), bits=16)), "its values of 16 bits are all below 16,384"),
+    "12 bits in 16, RGB": (write(png(2, 1, deep(*[4095] * 6), bits=16, colour=2)), "16 bits are all below 16,384"),
+    "12 bits in 16, RGBA": (
+        write(png(1, 1, deep(4095, 9, 9, 65535), bits=16, colour=6)),
+        "16 bits are all below 16,384",
+    ),
+    "12 bits in 16, grey and alpha": (write(png(1, 1, deep(4095, 65535), bits=16, colour=4)), "all below 16,384"),
+    "12 bits in 16, TIFF": (write(stored(Image.fromarray(np.array([[4095, 9]], np.uint16)), "TIFF")), "below 16,384"),
+    "12 bits in 16, RGB TIFF": (
+        write(tiff([16] * 3, 2, np.full(6, 4095, "<u2").tobytes())),
+        "its values of 16 bits are all below 16,384",
+    ),
     "NaN": (
         write(stored(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "TIFF")),
         "it cannot be decoded: a pixel is not a number",
@@ -96,7 +142,7 @@ def test_a_bad_image_is_reported_with_its_name_and_reason(raw: Path, refusal: Re
     assert message in error
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
 def test_a_truncated_image_is_refused(raw: Path, refusal: Refusal, kind: str) -> None:
     content = stored(NOISE, kind)
     for tenth in range(10):
@@ -117,7 +163,7 @@ def test_an_image_smaller_than_the_crop_is_reported(raw: Path, refusal: Refusal)
 
 def test_a_folder_without_images_is_refused(tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "raw" / "folder.jpg").mkdir(parents=True)
-    assert "holds no image (.bmp, .gif" in refusal("folder")
+    assert "holds no image (AVIF, BMP, " in refusal("folder")
 
 
 @pytest.mark.parametrize("name", ["a\udcff.png", "a\rb.png"])
@@ -171,8 +217,14 @@ UNUSUAL = {  # name: the file, its two pixels
     "CMYK JPEG": (stored(CYAN, "JPEG", quality=100), [(0, 255, 255)] * 2),
     "CMYK with an RGB profile": (stored(CYAN, "TIFF", icc_profile=SWAPPED), [(0, 255, 255)] * 2),
     "16 bits": (stored(Image.fromarray(DEEP), "PNG"), [100, 255]),
-    "32 bits": (stored(Image.fromarray(DEEP.astype(np.int32) * 2 - 65535), "TIFF"), [0, 255]),
-    "floats": (stored(Image.fromarray(np.array([[0.2, np.inf]], np.float32)), "TIFF"), [51, 255]),
+    "16 bits, RGB": (png(2, 1, deep(*[65535, 0, 0] * 2), bits=16, colour=2), [RED, RED]),
+    "16 bits, black": (png(2, 1, deep(0, 0), bits=16), [0, 0]),
+    "16 bits, a negative": (tiff([16], 0, np.array([65535, 257 * 100], "<u2").tobytes()), [0, 155]),
+    "16 bits, PGM": (b"P5 2 1 65535\n" + np.array([65535, 257 * 100], ">u2").tobytes(), [255, 100]),
+    "12 bits, PGM": (b"P5 2 1 4095\n" + np.array([4095, 0], ">u2").tobytes(), [255, 0]),
+    "12 bits, TIFF": (tiff([12], 1, b"\xff\xf8\x00"), [255, 128]),
+    "floats": (stored(floats([0.2, 1]), "TIFF"), [51, 255]),
+    "PFM": (b"Pf\n2 1\n-1.0\n" + np.array([0.2, 1], "<f4").tobytes(), [51, 255]),
     "1 bit": (stored(Image.new("1", (2, 1), 1), "PNG"), [255, 255]),
     "another profile": (stored(Image.new("RGB", (2, 1), RED), "PNG", icc_profile=SWAPPED), [BLUE, BLUE]),
     "another profile and alpha": (stored(clear_and_black("RGBA"), "PNG", icc_profile=SWAPPED), [WHITE, BLUE]),

@@ -63,6 +63,8 @@ VALUES = [  # key, value, part of the error
     ("model.kernel_size", 1, "model.kernel_size: 1 is less than the stride 2"),
     ("model.decoder_kernel_size", 1, "model.decoder_kernel_size: 1 is less than the stride 2"),
     ("data.num_images", None, "data.num_images: null, but avatars are drawn on demand"),
+    ("data.keep_duplicates_together", None, "data.keep_duplicates_together: None must be a valid boolean"),
+    ("data.keep_duplicates_together", 1, "data.keep_duplicates_together: 1 must be a valid boolean"),
     ("data.crop", 8, "data.crop: 8, but avatars are drawn at data.image_size"),
     ("data.split", "official", "data.split: 'official', but only celeba has an official split"),
     ("data.validation_fraction", 0.8, "leave nothing to train on"),
@@ -78,6 +80,12 @@ VALUES = [  # key, value, part of the error
     ("train.momentum", 0.95, "train.momentum: 0.95, but train.optimizer is adam: set it to null, or use muon"),
     ("train.momentum", 1.0, "train.momentum: 1.0 must be less than 1"),
     ("train.launcher", "", "train.launcher: '' must have at least 1 character"),
+    ("tracking.experiment", "", "tracking.experiment: '' must have at least 1 character"),
+    ("tracking.experiment", " ", "tracking.experiment: ' ' must have no space at its ends"),
+    ("tracking.experiment", "a\nb", "tracking.experiment: 'a\\nb' must have no space at its ends, and no line break"),
+    ("tracking.experiment", "\x1b[2J", "tracking.experiment: '\\x1b[2J' must have no space at its ends, and no line"),
+    ("tracking.experiment", "x" * 257, "must have at most 256 characters"),
+    ("tracking.experiment", None, "tracking.experiment: None must be a valid string"),
     ("figures.strengths", [1, 0, -1], "figures.strengths: [1.0, 0.0, -1.0] must rise from negative to positive"),
 ]
 

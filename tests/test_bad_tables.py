@@ -28,7 +28,10 @@ BAD_TXT = {  # name: content, part of the error
     "a missing row": (TXT.replace(LAST, ""), "has no row for 1 of 5 images: 000005.jpg"),
     "no header": (TXT.replace("Male Smiling\n", ""), "the row of 000002.jpg has 2 value(s) and should have 3"),
     "a row too short": (TXT.replace(LAST, LAST[:-4]), "the row of 000005.jpg has 1 value(s) and should have 2"),
-    "the value 7": (TXT.replace(LAST, LAST[:-3] + "7"), "000005.jpg has '7' for Smiling; allowed: -1, 0, 1"),
+    "the value 7": (
+        TXT.replace(LAST, LAST[:-3] + "7"),
+        "000005.jpg has '7' for Smiling; allowed: -1, 0, 1, True and False",
+    ),
     "NaN": (TXT.replace(LAST, LAST[:-3] + "NaN"), "000005.jpg has 'NaN' for Smiling; allowed: -1, 0, 1"),
     "a name twice": (TXT + LAST, "has more than one row for 000005.jpg"),
     "a column twice": (TXT.replace("Smiling", "Male"), "the column 'Male' appears twice"),
@@ -51,6 +54,23 @@ BAD_CSV = {  # the same
         HEADER + ROWS.replace("\n", ",1\n"),
         "the row of 000001.jpg has 3 value(s) and should",
     ),
+    "-1, 0 and 1": (CSV[:-3] + "0\n", "Smiling has both -1 and 0, so that one of them may mean unknown: leave two"),
+    "-1 and 0": (CSV.replace("3.jpg,-1,1", "3.jpg,-1,0"), "Smiling has both -1 and 0"),
+    "-1.0 and 0": (CSV.replace("3.jpg,-1,1", "3.jpg,-1.0,0").replace("2.jpg,-1,-1", "2.jpg,-1,-1.0"), "both -1 and 0"),
+    "-1, 0 and 1, in a row of no image": (CSV + "9.jpg,-1,0\n", "Smiling has both -1 and 0"),
+    "unknown": (CSV[:-3] + "unknown\n", "000005.jpg has 'unknown' for Smiling; allowed: -1, 0, 1, True and False"),
+    "yes": (CSV[:-3] + "yes\n", "000005.jpg has 'yes' for Smiling"),
+    "0.5": (CSV[:-3] + "0.5\n", "000005.jpg has '0.5' for Smiling"),
+    "2.0": (CSV[:-3] + "2.0\n", "000005.jpg has '2.0' for Smiling"),
+    "-0.5": (CSV[:-3] + "-0.5\n", "000005.jpg has '-0.5' for Smiling"),
+    "two rows of an image": (CSV.replace("000001.jpg", "000001") + "./000001,1,1\n", "could belong together"),
+    "names of another folder": (
+        CSV.replace("00000", "faces/00000"),
+        "(other names there: faces/000001.jpg, faces/000002",
+    ),
+    "other numbers": (CSV.replace("00000", ""), "has no row for 5 of 5 images: 000001.jpg, 000002.jpg"),
+    "one other name": (CSV.replace("000005", "5"), "images: 000005.jpg (other names there: 5.jpg); add the rows"),
+    "names in capitals": (CSV.replace("000005.jpg", "000005.JPG-"), "has no row for 1 of 5 images: 000005.jpg"),
     "an empty cell": (CSV[:-3] + "\n", "000005.jpg has '' for Smiling; allowed: -1, 0, 1"),
     "a comma at each end": (CSV.replace("\n", ",\n"), "the name of column 4 is ''"),
     "an open quote": (CSV.replace("000005", '"000005'), "is not a CSV table: unexpected end of data"),
@@ -85,6 +105,18 @@ UNUSUAL = {  # name: file, content
     "empty lines": ("list_attr_celeba.csv", CSV.replace("\n", "\n\n")),
     "blanks after commas": ("list_attr_celeba.csv", CSV.replace(",", ", ")),
     "quotes": ("list_attr_celeba.csv", CSV.replace("Male", '"Male"').replace("000003.jpg", '"000003.jpg"')),
+    "floats": ("list_attr_celeba.csv", CSV.replace(",-1", ",-1.0").replace(",1", ",1.0")),
+    "floats, 0 for -1": ("list_attr_celeba.csv", CSV.replace(",-1", ",0.0").replace(",1", ",1.0")),
+    "booleans": ("list_attr_celeba.csv", CSV.replace(",-1", ",False").replace(",1", ",True")),
+    "booleans in lower case": ("list_attr_celeba.txt", TXT.replace(" -1", " false").replace("  1", "  true")),
+    "booleans in capitals": ("list_attr_celeba.csv", CSV.replace(",-1", ",FALSE").replace(",1", ",TRUE")),
+    "names with ./": ("list_attr_celeba.csv", CSV.replace("0000", "./0000")),
+    "names with .\\": ("list_attr_celeba.csv", CSV.replace("0000", ".\\0000")),
+    "names without suffix": ("list_attr_celeba.csv", CSV.replace(".jpg", "")),
+    "names with another suffix": ("list_attr_celeba.csv", CSV.replace(".jpg", ".png")),
+    "names in other capitals": ("list_attr_celeba.csv", CSV.replace(".jpg", ".JPG")),
+    "names with blanks": ("list_attr_celeba.csv", CSV.replace(".jpg", ".jpg ")),
+    "half of the names without suffix": ("list_attr_celeba.csv", CSV.replace("3.jpg", "3")),
     "0 for -1": ("list_attr_celeba.csv", CSV.replace("-1", "0")),
 }
 
@@ -168,6 +200,47 @@ def test_a_bad_table_in_a_folder_is_refused(
     error = refusal("folder")
     assert "attributes.csv" in error
     assert message in error
+
+
+FOLDER = {  # name: the images, the table's names, which may not be spelled in the same way
+    "./": (["a.png", "b.png"], ["./a.png", "./b.png"]),
+    "a backslash": (["s/a.png", "s/b.png"], ["s\\a.png", ".\\s\\b.png"]),
+    "no suffix": (["s/a.png", "b.png"], ["s/a", "b"]),
+    "dots": (["v1.0.png", "v1.1.png"], ["v1.0", "v1.1"]),
+    "composed characters": (["e\u0301.png", "b.png"], ["\xe9.png", "b.png"]),
+    "both with and without suffix": (["a.png", "a.jpg"], ["a.png", "a"]),
+}
+
+
+@pytest.mark.parametrize("case", FOLDER)
+def test_names_find_their_image_where_that_is_unambiguous(write_images: Callable[..., Path], case: str) -> None:
+    images, names = FOLDER[case]
+    root = write_images(images, folder="raw")
+    write_table(root, "attributes.csv", f"name,Smiling\n{names[0]},1\n{names[1]},0\n")
+    params = small_params(data__source="folder", data__root=str(root), data__num_images=None)
+    attributes = open_source(params.data, 0).attributes
+    assert attributes["Smiling"].to_dict() == {images[0]: 1, images[1]: 0}
+
+
+@pytest.mark.parametrize(
+    ("images", "content", "message"),
+    [
+        (
+            ["a.png", "a.jpg"],
+            "name,Smiling\na,1\n",
+            "the row(s) a and the image(s) a.jpg, a.png could belong together",
+        ),
+        (["a.png"], "name,Smiling\n./a,1\na,0\n", "the row(s) ./a, a and the image(s) a.png could belong"),
+        (["a.png"], "name,Smiling\na.png.txt,1\n", "for 1 of 1 images: a.png (other names there: a.png.txt)"),
+        (["s/a.png"], "name,Smiling\na.png,1\n", "for 1 of 1 images: s/a.png (other names there: a.png)"),
+        (["a.png"], "name,Smiling\n", "has no row for 1 of 1 images: a.png; add the rows"),
+    ],
+)
+def test_names_that_fit_none_or_several_are_refused(
+    write_images: Callable[..., Path], refusal: Refusal, images: list[str], content: str, message: str
+) -> None:
+    write_table(write_images(images, folder="raw"), "attributes.csv", content)
+    assert message in refusal("folder")
 
 
 PIECES = st.sampled_from([*',";\t\0\n\r1 ', "\ufeff", "-1", "a.jpg", "b.jpg", "Male", "split"])

@@ -10,7 +10,14 @@ from skimage.color import rgb2yuv
 from sklearn.metrics.pairwise import polynomial_kernel
 
 from facevae.errors import UserError
-from facevae.evaluate.distances import frechet_distance, kernel_distance, nearest_neighbours, sharpness, sharpness_ratio
+from facevae.evaluate.distances import (
+    frechet_distance,
+    kernel_distance,
+    nearest_images,
+    nearest_neighbours,
+    sharpness,
+    sharpness_ratio,
+)
 from facevae.model.pixels import batches_of
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
@@ -107,3 +114,16 @@ def test_repeated_image_is_found_at_distance_zero() -> None:
     indices, distances = nearest_neighbours(images.flip(0), images.split(6))
     assert indices.tolist() == list(range(20))[::-1]
     assert distances.tolist() == pytest.approx([0] * 20, abs=1e-4)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_nearest_images_match_a_full_search(mirrored: bool) -> None:
+    images = torch.rand(9, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    queries, references = images[:4], images[4:]
+    turned = [references, references.flip(3)] if mirrored else [references]
+    distances = torch.stack([(queries[:, None] - part[None]).flatten(2).norm(dim=2) for part in turned])  # (turn, N, M)
+    found = nearest_images(queries, references.split(2), mirrored=mirrored)
+    for query in range(4):
+        turn, index = np.unravel_index(int(distances[:, query].argmin()), (len(turned), 5))
+        assert (int(found[0][query]), bool(found[2][query])) == (int(index), bool(turn))
+        assert float(found[1][query]) == pytest.approx(float(distances[:, query].min()), rel=1e-6)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facevae.crop import Crop
 from facevae.editor import page
 from facevae.editor.network import Operation, TensorFile, decoder_operations, encoder_operations
 from facevae.editor.page import build_page
@@ -69,7 +70,12 @@ def trained_looking(image_channels: int = 3, image_size: int = 8, **changes: Any
 
 
 def header_of(model: VAE, **changes: Any) -> CheckpointHeader:
-    trained = {"likelihood": "gaussian", "binarization": "none", "crop": None, "fingerprint": "0123456789abcdef"}
+    trained = {
+        "likelihood": "gaussian",
+        "binarization": "none",
+        "crop": Crop(side=148, raw_side=178),
+        "fingerprint": "0123456789abcdef",
+    }
     shape = {"image_size": model.image_size, "image_channels": model.image_channels}
     return CheckpointHeader.model_validate({"model": model.params, **shape, **trained, **changes})
 

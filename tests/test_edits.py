@@ -8,7 +8,8 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from facevae.evaluate.directions import Directions, Method
-from facevae.evaluate.edits import RANDOM, EditStudy, study_edits, wilson_interval
+from facevae.evaluate.edits import RANDOM, EditStudy, study_edits
+from facevae.evaluate.intervals import wilson_interval
 from facevae.evaluate.judge import WIDTHS, Classifier
 from facevae.model.vae import Posterior
 
@@ -55,11 +56,13 @@ def swatches() -> NDArray[np.uint8]:
 
 IMAGES = swatches()
 ATTRIBUTES = pd.DataFrame(LABELS.astype(int), columns=["Red", "Blue"])
+UNTIED = pd.DataFrame({"Red": [0, 0, 1, 1], "Blue": [0, 1, 0, 1]})
+TIED = pd.DataFrame({"Red": [0, 0, 0, 0, 1, 1], "Blue": [0, 0, 0, 1, 1, 1]})  # 3/4 more of the red ones are blue
 CLEAN = {"Red": torch.tensor([0.5, 0.0, 0.0]), "Blue": torch.tensor([0.0, 0.5, 0.0])}
 MIXED = {"Red": torch.tensor([0.5, 0.5, 0.0]), "Blue": torch.tensor([0.5, 0.5, 0.0])}
 
 
-def study(num_images: int = 50) -> EditStudy:
+def study(num_images: int = 50, train_attributes: pd.DataFrame = UNTIED) -> EditStudy:
     params = small_params(
         evaluate__attributes=["Red", "Blue"],
         evaluate__strengths=[0.2, 1.0],
@@ -72,6 +75,7 @@ def study(num_images: int = 50) -> EditStudy:
         Colours().eval(),
         IMAGES,
         ATTRIBUTES,
+        train_attributes,
         directions,
         params.evaluate,
         seed=0,
@@ -81,8 +85,8 @@ def study(num_images: int = 50) -> EditStudy:
 STUDY = study()
 
 
-def row(attribute: str, method: str, strength: float) -> dict[str, float]:
-    rows = {(row["attribute"], row["method"], row["strength"]): row for row in STUDY.table.to_dict("records")}
+def row(attribute: str, method: str, strength: float, study: EditStudy = STUDY) -> dict[str, float]:
+    rows = {(row["attribute"], row["method"], row["strength"]): row for row in study.table.to_dict("records")}
     return {str(key): value for key, value in rows[attribute, method, strength].items()}
 
 
@@ -100,6 +104,22 @@ def test_edit_of_both_colours_leaks_into_the_other() -> None:
     assert found["success"] == 1
     can_change = LABELS[:, 0] == LABELS[:, 1]  # both colours move in the same direction
     assert found["leakage"] == pytest.approx(can_change.mean())
+
+
+def test_a_change_that_the_data_ties_to_the_edit_is_no_leakage() -> None:
+    """Blue follows in the images that have both colours or none, and 3/4 of all images should change so."""
+    tied = study(train_attributes=TIED)
+    found = row("Red", "difference", 1.0, tied)
+    num_following = (LABELS[:, 0] == LABELS[:, 1]).mean()
+    assert found["leakage"] == pytest.approx(max(0, num_following - 0.75), abs=1e-9)
+    assert found["selectivity"] == pytest.approx(1 - found["leakage"])
+    strengths = {"Red": 1.0, "Blue": 1.0}
+    (red, blue), (_, all_blue) = (
+        part.leakage(strengths, "difference").loc["Red", ["Red", "Blue"]].to_numpy(dtype=float)
+        for part in (tied, STUDY)
+    )
+    assert red == pytest.approx(1, abs=0.01)  # what is edited is not tied to itself
+    assert abs(blue) < 0.01 < abs(all_blue)
 
 
 def test_control_has_its_own_direction_for_each_image() -> None:

@@ -53,12 +53,14 @@ def trained(prepared: PreparedSet, params: Params) -> tuple[VAE, CheckpointHeade
     return result.model, header
 
 
-def measured(prepared: PreparedSet, attributes: tuple[str, ...] = ("Odd",), **changes: object) -> Evaluation:
+def measured(
+    prepared: PreparedSet, attributes: tuple[str, ...] = ("Odd",), *, mirrored: bool = False, **changes: object
+) -> Evaluation:
     params = small_params(evaluate__attributes=list(attributes), **changes)
     model, header = trained(prepared, params)
     images, table = prepared.images("train"), prepared.attributes("train")[list(attributes)]
-    classifier = train_classifier(images, table, params.classifier, "float32", CPU, seed=0)
-    return evaluate(model, header, classifier, prepared, params.evaluate, seed=0)
+    classifier = train_classifier(images, table, params.classifier, "float32", CPU, horizontal_flip=False, seed=0)
+    return evaluate(model, header, classifier, prepared, params.evaluate, horizontal_flip=mirrored, seed=0)
 
 
 def test_metrics_are_of_the_requested_split(prepared: PreparedSet) -> None:
@@ -137,16 +139,19 @@ def test_validation_images_choose_method_and_strength(prepared: PreparedSet, mon
     assert evaluation.tables["leakage.csv"]["Odd"].tolist() == [2.0]
 
 
-def test_ratios_divide_samples_by_images(prepared: PreparedSet) -> None:
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_ratios_divide_samples_by_images(prepared: PreparedSet, mirrored: bool) -> None:
     model, _ = trained(prepared, small_params(evaluate__attributes=["Odd"]))
-    evaluation = measured(prepared)
+    evaluation = measured(prepared, mirrored=mirrored)
     known, real = np.array(prepared.images("train")), np.array(prepared.images("test"))
     row = evaluation.tables["samplers.csv"].set_index("sampler").loc["training images"]
     assert row["sharpness_ratio"] == pytest.approx(sharpness(known[:8]) / sharpness(real[:8]))
 
+    seen = np.concatenate([known, known[:, :, ::-1]]) if mirrored else known
+
     def median(latent: torch.Tensor) -> float:
         pictures = decode_all(model, latent, 5).reshape(len(latent), -1)
-        distances = np.sort(cdist(pictures, known.reshape(len(known), -1)).min(1))
+        distances = np.sort(cdist(pictures, seen.reshape(len(seen), -1)).min(1))
         return float(distances[(len(distances) - 1) // 2])  # the lower of the two, like torch
 
     drawn = evaluation.priors.priors[evaluation.priors.best].sample(100, torch.Generator().manual_seed(0))
@@ -180,7 +185,7 @@ def test_classifier_that_cannot_judge_is_warned_of(
     classifier = Classifier(8, 3, ("Odd",)).eval()
     with torch.no_grad():
         classifier.logits.bias.fill_(bias)
-    evaluation = evaluate(model, header, classifier, prepared, params.evaluate, seed=0)
+    evaluation = evaluate(model, header, classifier, prepared, params.evaluate, horizontal_flip=False, seed=0)
     expected = "cannot judge Odd: it recognises {} % of the test images with it and {} % of those without it"
     assert expected.format(*found) in caplog.text
     (row,) = evaluation.tables["attribute_auc.csv"].to_dict("records")
@@ -229,7 +234,7 @@ def test_unknown_attribute_names_the_key(prepared: PreparedSet) -> None:
     with pytest.raises(
         UserError, match="evaluate.attributes: 'Bald' is not an attribute of this data set. Known attributes: Odd"
     ):
-        evaluate(model, header, classifier, prepared, params.evaluate, seed=0)
+        evaluate(model, header, classifier, prepared, params.evaluate, horizontal_flip=False, seed=0)
 
 
 def test_squared_error_keeps_a_variance_of_one_half(prepared: PreparedSet) -> None:

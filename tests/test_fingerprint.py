@@ -73,7 +73,7 @@ def edit(path: Path, before: str, after: str) -> None:
     ("path", "before", "after"),
     [
         ("stages/train.py", 'prepared.images("train")', 'prepared.images("train")[:8]'),
-        ("src/facevae/train/resume.py", "Progress(header.rows, tensors)", "Progress(header.rows[:-1], tensors)"),
+        ("src/facevae/train/resume.py", "Progress(header.rows, tensors,", "Progress(header.rows[:-1], tensors,"),
         ("src/facevae/storage/tensors.py", "tensor.contiguous()", "tensor.half()"),
         ("src/facevae/storage/tables.py", "SIGNIFICANT_DIGITS = 7", "SIGNIFICANT_DIGITS = 6"),
         ("src/facevae/model/vae.py", "0.5 * self.log_variance", "self.log_variance"),

@@ -140,7 +140,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
     directions = FittedDirections({"joint": {"Smiling": torch.ones(3)}, "original": {}}, "joint")
     save_directions(files["directions"].path, directions, fingerprint="a")
     rows = [{"epoch": 1.0, "train_loss": float("inf")}]
-    write_tensors(files["progress"].path, {"best.weight": torch.ones(3)}, resume.ResumeHeader(rows=rows))
+    write_tensors(files["progress"].path, {"best.weight": torch.ones(3)}, resume.ResumeHeader(rows=rows, previews=[]))
     for file in files.values():
         assert file.load_or_refuse(file.path.read_bytes()) == file.load(file.path)
     return files
@@ -281,6 +281,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         split="random",
         num_images=numbers,
         bad_images=[],
+        left_out={},
+        duplicates={},
         digest=data_digest((8, 8, 3), parts),
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json())

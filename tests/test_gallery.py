@@ -65,7 +65,7 @@ def results_of(prepared: PreparedSet, params: Params) -> Results:
 
 
 def render(folder: Path, prepared: PreparedSet, params: Params) -> list[Path]:
-    render_all(folder, results_of(prepared, params), params.figures, seed=0)
+    render_all(folder, results_of(prepared, params), params.figures, horizontal_flip=False, seed=0)
     return [folder / f"{name}.png" for name in FIGURES]
 
 
@@ -106,7 +106,7 @@ def test_figures_show_the_images_they_name(
         figures__num_reconstructions=4,
     )
     results = results_of(prepared, params)
-    render_all(tmp_path, results, params.figures, seed=0)
+    render_all(tmp_path, results, params.figures, horizontal_flip=False, seed=0)
     images, model = prepared.images(split), results.model
     mean = encode_all(model, np.array(images)).mean
     assert np.array_equal(shown["reconstructions"][0], images)
@@ -118,7 +118,9 @@ def test_figures_show_the_images_they_name(
         row = pictures.sample(model, prior, COLUMNS, COLUMNS, 0)[0]
         assert np.array_equal(shown["samplers"][list(labels["samplers"]).index(name)], row)
     best = pictures.sample(model, results.priors.priors[results.priors.best], COLUMNS, COLUMNS, 0)
-    assert np.array_equal(shown["neighbours"], [*best, *pictures.nearest(best[0], prepared.images("train"))])
+    assert np.array_equal(
+        shown["neighbours"], [*best, *pictures.nearest(best[0], prepared.images("train"), mirrored=False)]
+    )
     own = pictures.sample(model, results.priors.priors[results.priors.best], params.figures.num_samples, COLUMNS, 0)
     assert np.array_equal(shown["samples"], own)
     assert list(coloured_by[0]) == [0 if odd else -1 for odd in prepared.attributes(split)["Odd"]]
@@ -131,7 +133,7 @@ def test_figures_say_if_no_edit_was_judged(
     monkeypatch.setattr(png, "save_note", lambda path, text: notes.update({path.stem: text}))
     params = small_params(figures__attributes=["Odd"], figures__latent_map_attributes=[])
     results = dataclasses.replace(results_of(prepared, params), edits=EDITS[:0], leakage=LEAKAGE[:0])
-    render_all(tmp_path, results, params.figures, seed=0)
+    render_all(tmp_path, results, params.figures, horizontal_flip=False, seed=0)
     assert notes.keys() == {"strengths", "leakage"}
     assert all("no reconstruction correctly for evaluate.attributes" in text for text in notes.values())
 

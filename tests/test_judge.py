@@ -21,7 +21,9 @@ CPU = torch.device("cpu")
 
 def trained(epochs: int = 1, seed: int = 0, attributes: pd.DataFrame = ATTRIBUTES[:150]) -> Classifier:
     params = small_params(classifier__epochs=epochs, classifier__batch_size=25, classifier__learning_rate=0.01)
-    return train_classifier(IMAGES[:150], attributes, params.classifier, "float32", CPU, seed=seed)
+    return train_classifier(
+        IMAGES[:150], attributes, params.classifier, "float32", CPU, horizontal_flip=False, seed=seed
+    )
 
 
 def test_classifier_recognises_attributes_of_unseen_images() -> None:
@@ -55,15 +57,36 @@ def test_last_feature_maps_are_small_for_any_image_size(image_size: int, map_siz
     assert maps.shape == (1, 128, map_size, map_size)
 
 
-def test_half_of_the_images_are_blurred_and_half_mirrored() -> None:
+@pytest.mark.parametrize("horizontal_flip", [True, False])
+def test_half_of_the_images_are_blurred_and_half_mirrored_if_asked(horizontal_flip: bool) -> None:
     images = to_unit_range(IMAGES, CPU)
-    augmented = _augment(images, torch.Generator().manual_seed(0))
+    augmented = _augment(images, torch.Generator().manual_seed(0), horizontal_flip)
     as_is, mirrored = ((augmented == other).flatten(1).all(1) for other in (images, images.flip(3)))
     is_sharp = as_is | mirrored
     assert 70 < int(is_sharp.sum()) < 130  # of 200
-    assert 30 < int(mirrored.sum()) < 70
+    assert (
+        (30 < int(mirrored.sum()) < 70) if horizontal_flip else (int(mirrored.sum()) == int((as_is & mirrored).sum()))
+    )
     before, after = (part[~is_sharp].flatten(1).var(1) for part in (images, augmented))
     assert (after < before).all()
+
+
+@pytest.mark.parametrize("horizontal_flip", [True, False])
+def test_left_and_right_are_told_apart_unless_the_training_mirrors(horizontal_flip: bool) -> None:
+    """Half of the images are bright on the left and the others on the right; mirrored, they look alike."""
+    generator = np.random.default_rng(0)
+    is_left = generator.random(120) < 0.5
+    images = generator.integers(0, 100, (120, 8, 8, 1), dtype=np.uint8)
+    images[is_left, :, :4] += 100
+    images[~is_left, :, 4:] += 100
+    params = small_params(classifier__epochs=8, classifier__batch_size=10).classifier
+    table = pd.DataFrame({"Left": is_left.astype(int)})
+    classifier = train_classifier(
+        images[:100], table[:100], params, "float32", CPU, horizontal_flip=horizontal_flip, seed=0
+    )
+    found = judge(classifier, images[100:], 20).probabilities[:, 0].numpy() > 0.5
+    accuracy = (found == is_left[100:]).mean()
+    assert accuracy < 0.8 if horizontal_flip else accuracy > 0.9
 
 
 def test_skill_table_matches_scikit_learn_and_counting() -> None:
@@ -107,7 +130,9 @@ def test_classifier_of_another_set_or_damaged_is_refused(tmp_path: Path) -> None
 def test_set_without_attributes_still_has_features(channels: int) -> None:
     images = disc_images(10, channels=channels)
     params = small_params().classifier
-    classifier = train_classifier(images, pd.DataFrame(index=range(10)), params, "float32", CPU, seed=0)
+    classifier = train_classifier(
+        images, pd.DataFrame(index=range(10)), params, "float32", CPU, horizontal_flip=False, seed=0
+    )
     judgement = judge(classifier, images, 4)
     assert judgement.probabilities.shape == (10, 0)
     assert np.unique(judgement.features.numpy(), axis=0).shape[0] == 10

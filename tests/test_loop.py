@@ -19,6 +19,7 @@ from facevae.train import loop
 from facevae.train.batches import Batches, ImageReader
 from facevae.train.epoch import EpochRow, validate
 from facevae.train.loop import Progress, TrainingResult, train
+from facevae.train.previews import Previews
 from facevae.train.step import Optimization, StepReport
 
 TRAIN, VALIDATION = disc_images(60), disc_images(21, seed=1)
@@ -33,9 +34,10 @@ def run(
     start: Progress | None = None,
     on_epoch: Sequence[Callable[[Progress], None]] = (),
     images: NDArray[np.uint8] = TRAIN,
+    draw: bool = False,
 ) -> TrainingResult:
     model = new_model(params.model, 8, 3, seed=seed)
-    return train(model, images, VALIDATION, params.train, CPU, seed=seed, start=start, on_epoch=on_epoch)
+    return train(model, images, VALIDATION, params.train, CPU, seed=seed, start=start, on_epoch=on_epoch, draw=draw)
 
 
 def validation_row(model: VAE, params: Params) -> EpochRow:
@@ -198,19 +200,28 @@ STATEFUL = {  # everything that a training carries from epoch to epoch
 def test_a_stopped_training_continues_to_the_same_bits(stopped_after: int, optimizer: dict[str, Any]) -> None:
     params = small_params(**{**STATEFUL, **optimizer})
     seen: dict[int, Progress] = {}
-    whole = run(params, on_epoch=[lambda now: seen.update({len(now.rows): copy.deepcopy(now)})])
+    whole = run(params, on_epoch=[lambda now: seen.update({len(now.rows): copy.deepcopy(now)})], draw=True)
     assert optimizer or whole.best_epoch < 5  # with Adam, so that the weights to keep are not the last ones
     called: list[int] = []
-    rest = run(
-        params,
-        start=seen[stopped_after],
-        on_epoch=[lambda progress: called.append(len(progress.rows))],
-    )
+    previews: list[Previews] = []
+
+    def note(progress: Progress) -> None:
+        called.append(len(progress.rows))
+        previews[:] = progress.previews
+
+    rest = run(params, start=seen[stopped_after], on_epoch=[note], draw=True)
     pd.testing.assert_frame_equal(rest.history, whole.history, check_exact=True)
-    assert called == list(range(stopped_after + 1, 6))
+    assert called == list(range(stopped_after, 6))
+    assert previews == seen[5].previews
     assert rest.best_epoch == whole.best_epoch
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, rest.model.state_dict()[name]), name
+
+
+def test_drawing_previews_changes_no_weights() -> None:
+    params = small_params(**STATEFUL)
+    drawn, plain = run(params, draw=True).model.state_dict(), run(params).model.state_dict()
+    assert all(torch.equal(weight, plain[name]) for name, weight in drawn.items())
 
 
 def test_half_of_the_images_are_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:

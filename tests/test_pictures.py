@@ -37,7 +37,14 @@ def test_same_seed_gives_same_samples(model: VAE) -> None:
 
 def test_nearest_finds_the_right_image() -> None:
     near = (IMAGES[[4, 9]].astype(int) + 3).clip(0, 255).astype(np.uint8)
-    assert np.array_equal(pictures.nearest(near, IMAGES), IMAGES[None, [4, 9]])
+    assert np.array_equal(pictures.nearest(near, IMAGES, mirrored=False), IMAGES[None, [4, 9]])
+
+
+def test_a_mirrored_image_is_found_if_the_training_mirrors() -> None:
+    copies = IMAGES[[4, 9]][:, :, ::-1].copy()
+    assert np.array_equal(pictures.nearest(copies, IMAGES, mirrored=True), copies[None])
+    assert not np.array_equal(pictures.nearest(copies, IMAGES, mirrored=False), copies[None])
+    assert np.array_equal(pictures.nearest(IMAGES[[4, 9]], IMAGES, mirrored=True), IMAGES[None, [4, 9]])
 
 
 def test_interpolation_leads_from_one_reconstruction_to_the_other(model: VAE) -> None:

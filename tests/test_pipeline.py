@@ -95,8 +95,8 @@ def test_stages_are_short() -> None:
 ROOMS = {  # each with the rooms and modules that it may import
     "config": {"errors"},
     "storage": {"errors"},
-    "data": {"config", "errors", "storage"},
-    "model": {"config", "errors", "storage"},
+    "data": {"config", "crop", "errors", "storage"},
+    "model": {"config", "crop", "errors", "storage"},
     "train": {"config", "data", "device", "errors", "model", "storage"},
     "priors": {"errors", "model", "storage", "train"},
     "evaluate": {"config", "data", "device", "errors", "model", "priors", "storage", "train"},

@@ -14,12 +14,14 @@ from conftest import disc_images, small_params
 from PIL import Image
 
 from facevae.config.schema import DataParams
+from facevae.crop import Crop
 from facevae.data import preparation
 from facevae.data.image_file import BadImageError
-from facevae.data.preparation import assign_splits, prepare
+from facevae.data.preparation import prepare
 from facevae.data.prepared import SPLITS, ArrayWriter, PreparedSet
 from facevae.data.sources.folder import open_folder
 from facevae.data.sources.source import Source
+from facevae.data.splits import assign_splits
 from facevae.errors import UserError
 
 PIXELS = disc_images(200)
@@ -99,6 +101,16 @@ def test_images_become_grey_and_are_resized(tmp_path: Path) -> None:
     params = data_params(image_size=16, channels=1, crop=4)
     prepare(disc_source(), params, seed=0, target=tmp_path / "prepared")
     assert PreparedSet(tmp_path / "prepared").images("train").shape == (120, 16, 16, 1)
+
+
+def test_the_manifest_knows_the_raw_size_of_a_crop(write_images: Callable[..., Path], tmp_path: Path) -> None:
+    root = write_images([f"{i}.png" for i in range(10)], size=(20, 24))
+    Image.new("RGB", (9, 9)).save(root / "0.png")  # smaller than the crop
+    Image.new("RGB", (400, 300)).save(root / "1.png")
+    for crop, expected in ((10, Crop(side=10, raw_side=20)), (None, None)):
+        params = data_params(root=str(root), crop=crop, on_bad_image="skip")
+        manifest = prepare(open_folder(root, None), params, seed=0, target=tmp_path / "prepared")
+        assert PreparedSet(tmp_path / "prepared").manifest.crop == manifest.crop == expected
 
 
 def test_bad_images_fail_the_stage_and_are_listed(tmp_path: Path) -> None:
@@ -321,4 +333,6 @@ def test_a_growing_array_is_an_ordinary_npy_file(tmp_path: Path) -> None:
 def test_the_manifest_holds_no_path_and_no_time(tmp_path: Path) -> None:
     prepare(disc_source(), data_params(), seed=1, target=tmp_path / "prepared")
     manifest = json.loads((tmp_path / "prepared" / "manifest.json").read_text())
-    assert set(manifest) == {"source", "image_size", "channels", "crop", "split", "num_images", "bad_images", "digest"}
+    told = {"source", "image_size", "channels", "crop", "split", "num_images", "bad_images", "left_out"}
+    told |= {"duplicates", "digest"}
+    assert set(manifest) == told

@@ -24,6 +24,7 @@ PROGRESS = Progress(
         "model.num_batches_tracked": torch.tensor(7),
         "optimizer.0.step": torch.tensor(14.0),
     },
+    [{"samples": b"one"}, {"samples": b"two", "reconstructions": b"\x00\xff"}],
 )
 
 
@@ -36,6 +37,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def assert_equal(loaded: Progress | None, expected: Progress = PROGRESS) -> None:
     assert loaded is not None
     assert loaded.rows == expected.rows
+    assert loaded.previews == expected.previews
     assert loaded.tensors.keys() == expected.tensors.keys()
     for name, tensor in expected.tensors.items():
         assert loaded.tensors[name].dtype == tensor.dtype
@@ -175,8 +177,9 @@ runpy.run_path("stages/train.py", run_name="__main__")
 
 
 def outputs(project: Path) -> dict[str, bytes]:
-    paths = ("models/vae.safetensors", "plots/history.csv", "metrics/train.json")
-    return {path: (project / path).read_bytes() for path in paths}
+    paths = [project / name for name in ("models/vae.safetensors", "plots/history.csv", "metrics/train.json")]
+    paths += (project / "plots/epochs").rglob("*.png")
+    return {str(path.relative_to(project)): path.read_bytes() for path in paths}
 
 
 def leftovers(project: Path) -> list[Path]:

@@ -40,6 +40,7 @@ from facevae.storage.tables import write_csv, write_json
 from facevae.tracking.repository import Repository
 from facevae.tracking.stage_run import open_run
 from facevae.tracking.store import CREDENTIALS, without_credentials
+from facevae.train.loop import Progress
 
 CODE = [path for folder in ("src", "stages", "benchmarks", ".ci") for path in (ROOT / folder).rglob("*.py")]
 UNSAFE_MODULES = {"_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -115,7 +116,7 @@ def test_calls_that_unpickle_are_found(text: str) -> None:
 
 def test_mlflow_holds_no_pickle(project: Path) -> None:
     files = [path for path in (project / "mlartifacts").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".png", ""}
+    assert {path.suffix for path in files} == {".png", ".webp", ".html", ""}
     for path in files:
         if path.suffix == ".png":
             assert path.read_bytes().startswith(b"\x89PNG")
@@ -269,7 +270,7 @@ def secretive(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def log_stages() -> None:
     with open_run("train") as run:
         row = {"epoch": 1.0, "train_loss": 3.0, "validation_loss": 4.0}
-        run.log_epoch(row)
+        run.log_progress(Progress([row], {}))
         write_csv(HISTORY, pd.DataFrame([row]))
         write_json(TRAIN_METRICS, {"best_epoch": 1.0})
         MODEL.parent.mkdir(exist_ok=True)

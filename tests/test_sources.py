@@ -200,6 +200,7 @@ def write_mnist(root: Path, part: str, digits: list[int], *, compress: bool) -> 
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     images = np.stack([np.full((28, 28), 10 * digit, np.uint8) for digit in digits])
+    images[:, 14, 14] = 255  # because a set of single colours is refused
     contents = {
         "images-idx3": struct.pack(">4B3I", 0, 0, 8, 3, len(digits), 28, 28) + images.tobytes(),
         "labels-idx1": struct.pack(">4BI", 0, 0, 8, 1, len(digits)) + bytes(digits),

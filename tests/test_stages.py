@@ -17,7 +17,9 @@ from facevae.evaluate import evaluation, judge_training
 from facevae.figures import gallery
 
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-CHECKED = {"prepare": set(ATTRIBUTE_LISTS)}  # only checked early; they change no result
+CHECKED = {
+    "prepare": {*ATTRIBUTE_LISTS, "evaluate.split", "figures.split"}
+}  # only checked early; they change no result
 WORK = {  # the function that a stage calls between the two digests of its inputs
     "prepare": (preparation, "prepare"),
     "classifier": (judge_training, "train_classifier"),
@@ -25,6 +27,17 @@ WORK = {  # the function that a stage calls between the two digests of its input
     "figures": (gallery, "render_all"),
     "editor": (page, "build_page"),
 }
+
+
+@pytest.mark.parametrize("stage", ["classifier", "train"])
+def test_a_batch_of_more_images_than_there_are_is_a_warning(
+    work_tree: Path, stage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "batch_size" not in caplog.text
+    path = work_tree / "params.yaml"
+    path.write_text(path.read_text().replace("batch_size: 8", "batch_size: 13"))  # of 12 training images
+    run_stage(stage)
+    assert f"{stage}.batch_size: 13, but there are only 12 training images" in caplog.text
 
 
 @pytest.mark.usefixtures("work_tree")

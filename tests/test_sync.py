@@ -101,6 +101,10 @@ def assert_whole(run: "Run", folder: Path) -> None:
             image.load()
     page = Path(client.download_artifacts(run.info.run_id, EDITOR.name)).read_bytes()
     assert hashlib.md5(page).hexdigest() == run.data.tags["facevae.editor.html"]
+    files = [Path(file.path) for file in client.list_artifacts(run.info.run_id, "images")]
+    pictures = Counter((*file.name.split("+")[:3], file.suffix) for file in files)
+    steps = [(name, "step", str(epoch)) for name in ("reconstructions", "samples") for epoch in (1, 2)]
+    assert pictures == {(*step, suffix): 1 for step in steps for suffix in (".png", ".webp")}
     assert run.inputs is not None
     assert run.inputs.dataset_inputs[0].dataset.digest.endswith(".dir")
     assert run.outputs is not None
@@ -187,7 +191,8 @@ def test_lost_figures_are_restored(clone: Path) -> None:
     path.unlink()
     assert "updated   beta-1: 1 figures" in synchronize()
     assert path.is_file()
-    assert len(client.list_artifacts(run.info.run_id)) == len(FIGURES) + 1  # the face editor
+    stored = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert stored == {"images", "editor.html", *(f"{name}.png" for name in FIGURES)}
 
 
 def test_lost_editor_is_restored_if_this_machine_has_it(clone: Path) -> None:
@@ -261,6 +266,27 @@ def test_each_mlflow_experiment_has_its_own_runs(clone: Path) -> None:
         experiment = client.get_experiment_by_name(name)
         assert experiment is not None
         assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_states_with_unusable_experiments_do_not_block_the_others(clone: Path) -> None:
+    change_params(clone, "tracking", "experiment", "x" * 501)  # more than MLflow takes
+    commit_all(clone, "A long name")
+    change_params(clone, "tracking", "experiment", "\ud800")  # half a character
+    commit_all(clone, "No name")
+    change_params(clone, "tracking", "experiment", "gone")
+    commit_all(clone, "The name of a deleted experiment")
+    client = store.connect()
+    client.delete_experiment(client.create_experiment("gone"))
+    lines: list[str] = []
+    with pytest.raises(UserError, match="^3 state\\(s\\) have no complete run, for the reasons above$"):
+        sync(Path(), ["HEAD", "HEAD~1", "HEAD~2"], lines.append)
+    refused = [line for line in lines if line.startswith("refused ")]
+    assert len(refused) == 3
+    assert all("tracking.experiment: '" in line for line in refused)
+    assert "'gone' was deleted in MLflow. Choose another name" in "".join(refused)
+    assert "exceeds the maximum length of 500 characters" in "".join(refused)
+    assert any(line.startswith("updated   beta-1: ") for line in lines)
+    assert "2 state(s) have their run" in lines[-1]
 
 
 def test_the_run_of_a_dead_process_is_closed(clone: Path) -> None:

@@ -1,6 +1,7 @@
 """What stages log to a real MLflow store, and what they do when the store fails."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from contextlib import ExitStack, closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 import pytest
@@ -25,6 +26,7 @@ from conftest import ROOT, free_port, mlflow_server, small_tree
 from filelock import FileLock
 from PIL import Image
 
+from facevae.config.paths import EPOCHS as PREVIEWS
 from facevae.config.paths import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
 from facevae.errors import UserError
 from facevae.figures import gallery
@@ -33,6 +35,8 @@ from facevae.tracking import runs, stage_run, store
 from facevae.tracking.stage_run import StageRun, open_run
 from facevae.tracking.sync import sync
 from facevae.tracking.where import where
+from facevae.train import previews
+from facevae.train.loop import Progress
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -46,6 +50,7 @@ pytestmark = [
 EPOCHS = [{"epoch": epoch, "train_loss": 3.0 / epoch, "validation_loss": 4.0 / epoch} for epoch in (1.0, 2.0, 3.0)]
 FIGURES = list(gallery.FIGURES)
 HELD = ExitStack()  # resources that a fault holds until its test ends
+ALL_PICTURES = [("samples", epoch, (40 * epoch, 0, 0)) for epoch in (1, 2, 3)]
 CONFLICT = "is on record for the same state of the pipeline"
 
 
@@ -77,11 +82,35 @@ def change_params(**changes: object) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(small_tree(**changes), sort_keys=False))
 
 
+def picture_of(epoch: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), (40 * epoch, 0, 0)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def progress(*rows: dict[str, float]) -> Progress:
+    """The progress of a training with these rows, and with a picture of each epoch."""
+    return Progress(list(rows), {}, [{"samples": picture_of(epoch)} for epoch in range(1, len(rows) + 1)])
+
+
+def pictures(run: "Run") -> list[tuple[str, int, tuple[int, ...]]]:
+    """Name, step and colour of the pictures in a run's grid, as MLflow's pages read them from the files' names."""
+    client = store.connect()
+    found = []
+    for file in client.list_artifacts(run.info.run_id, "images"):
+        name, _, step, *_ = Path(file.path).name.split("+")
+        if file.path.endswith(".png"):
+            with Image.open(client.download_artifacts(run.info.run_id, file.path)) as image:
+                found.append((name, int(step), cast("tuple[int, ...]", image.getpixel((0, 0)))))
+    return sorted(found)
+
+
 def log_training(factor: float = 1.0, num_epochs: int = 3) -> None:
     rows = [{key: value if key == "epoch" else value * factor for key, value in row.items()} for row in EPOCHS]
     with open_run("train") as run:
-        for row in rows[:num_epochs]:
-            run.log_epoch(row)
+        for epoch in range(1, num_epochs + 1):
+            run.log_progress(progress(*rows[:epoch]))
+        previews.write(PREVIEWS, progress(*rows))
         write_csv(HISTORY, pd.DataFrame(rows))
         write_json(TRAIN_METRICS, {"best_epoch": 3.0})
         MODEL.parent.mkdir(exist_ok=True)
@@ -136,12 +165,12 @@ def test_all_stages_of_a_state_log_to_one_run(pipeline: Path) -> None:
     assert model.tags["dvc.md5"] == hashlib.md5(b"weights").hexdigest()
     assert run.info.artifact_uri.startswith((pipeline / "mlartifacts").as_uri())
     artifacts = store.connect().list_artifacts(run.info.run_id)
-    assert {file.path for file in artifacts} == {f"{name}.png" for name in FIGURES}
+    assert {file.path for file in artifacts} == {"images", *(f"{name}.png" for name in FIGURES)}
 
 
 def test_epochs_are_logged_during_training(pipeline: Path) -> None:
     with open_run("train") as run:
-        run.log_epoch(EPOCHS[0])
+        run.log_progress(progress(EPOCHS[0]))
         (running,) = all_runs()
         assert running.info.status == "RUNNING"
         assert points(running, "train_loss") == [(1, 3.0)]
@@ -189,7 +218,7 @@ def test_another_evaluation_is_another_run_with_the_same_history() -> None:
 
 def test_the_next_stage_completes_a_run_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     with open_run("train") as run:
-        run.log_epoch(EPOCHS[0])
+        run.log_progress(progress(EPOCHS[0]))
         monkeypatch.setattr(run, "_failed", True)
         write_csv(HISTORY, pd.DataFrame(EPOCHS))
         write_json(TRAIN_METRICS, {"best_epoch": 3.0})
@@ -252,8 +281,9 @@ import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 sys.path[:0] = {sys.path!r}
 from facevae.tracking.stage_run import open_run
+from facevae.train.loop import Progress
 with open_run("train") as run:
-    run.log_epoch({EPOCHS[0]!r})
+    run.log_progress(Progress([{EPOCHS[0]!r}], {{}}, [{{"samples": {picture_of(1)!r}}}]))
     os.kill(os.getpid(), {number})
 """
     return subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode
@@ -276,6 +306,42 @@ def test_after_a_kill_runs_are_closed_and_points_not_doubled(number: signal.Sign
     change_params()
     log_training()
     assert [(run.info.status, num_points(run)) for run in all_runs()] == [("FINISHED", 7)] * 2
+    assert [pictures(run) for run in all_runs()] == [ALL_PICTURES] * 2
+
+
+def test_pictures_are_logged_during_training_and_once(pipeline: Path) -> None:
+    log_training()
+    (run,) = all_runs()
+    files = store.connect().list_artifacts(run.info.run_id, "images")
+    assert pictures(run) == ALL_PICTURES
+    log_training()
+    assert store.connect().list_artifacts(run.info.run_id, "images") == files
+    shutil.rmtree(pipeline / "mlartifacts")
+    log_training()
+    assert pictures(run) == ALL_PICTURES
+
+
+def test_a_resumed_training_logs_the_epochs_before_the_kill_at_once() -> None:
+    stop_training(signal.SIGKILL)
+    with open_run("train") as run:
+        run.log_progress(progress(*EPOCHS[:2]))
+        (running,) = all_runs()
+        assert points(running, "train_loss") == [(1, 3.0), (2, 1.5)]
+        assert pictures(running) == ALL_PICTURES[:2]
+        previews.write(PREVIEWS, progress(*EPOCHS))
+        write_csv(HISTORY, pd.DataFrame(EPOCHS))
+        write_json(TRAIN_METRICS, {"best_epoch": 3.0})
+    (whole,) = all_runs()
+    assert pictures(whole) == ALL_PICTURES
+
+
+def test_other_pictures_of_the_same_state_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    log_training()
+    with open_run("train"):
+        (PREVIEWS / "samples" / "2.png").write_bytes(picture_of(5))
+    assert "plots/epochs is" in caplog.text
+    assert CONFLICT in caplog.text
+    assert [pictures(run) for run in all_runs()] == [ALL_PICTURES]
 
 
 def test_points_of_an_interrupted_training_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
@@ -308,12 +374,12 @@ def test_of_two_processes_the_second_completes_the_run(
     write_csv(HISTORY, pd.DataFrame(EPOCHS))
     write_json(TRAIN_METRICS, {"best_epoch": 3.0})
     with open_run("train") as first:
-        first.log_epoch(EPOCHS[0])
+        first.log_progress(progress(EPOCHS[0]))
         (other,) = [found for found in all_runs() if found.info.status == "RUNNING"]
         client.set_tag(other.info.run_id, runs.PROCESS_TAG, name_of(other_process))
         with open_run("train") as second:
-            second.log_epoch(EPOCHS[0])
-            second.log_epoch(EPOCHS[1])
+            second.log_progress(progress(EPOCHS[0]))
+            second.log_progress(progress(*EPOCHS[:2]))
         assert num_points(client.get_run(other.info.run_id)) == 2
         assert caplog.text.count("another process (") == 1
         third = StageRun("train")
@@ -561,9 +627,9 @@ def test_a_disk_that_fills_up_costs_one_warning(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with open_run("train") as run:
-        run.log_epoch(EPOCHS[0])
+        run.log_progress(progress(EPOCHS[0]))
         full_disk()
-        run.log_epoch(EPOCHS[1])
+        run.log_progress(progress(*EPOCHS[:2]))
         HELD.close()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "Traceback" not in capfd.readouterr().err
@@ -582,7 +648,7 @@ def test_figures_that_cannot_be_stored_cost_one_warning(caplog: pytest.LogCaptur
     log_figures()
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
-    assert len(store.connect().list_artifacts(run.info.run_id)) == len(FIGURES)
+    assert len(store.connect().list_artifacts(run.info.run_id)) == len(FIGURES) + 1  # and the folder of pictures
 
 
 @pytest.mark.parametrize(
@@ -614,9 +680,9 @@ def test_a_server_that_stops_costs_one_warning(
     with ExitStack() as running:
         running.enter_context(mlflow_server(pipeline, port))
         with open_run("train") as run:
-            run.log_epoch(EPOCHS[0])
+            run.log_progress(progress(EPOCHS[0]))
             running.close()
-            run.log_epoch(EPOCHS[1])
+            run.log_progress(progress(*EPOCHS[:2]))
             write_csv(HISTORY, pd.DataFrame(EPOCHS))
             write_json(TRAIN_METRICS, {"best_epoch": 3.0})
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -650,6 +716,24 @@ def test_a_temporary_copy_of_dvc_uses_the_project_store(pipeline: Path, monkeypa
     assert ".dvc/tmp" not in json.dumps(run.to_dictionary())
 
 
+def test_a_store_is_found_under_a_path_of_special_characters(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = pipeline / "a b%20c" / "#d?e=f&g;h" / "'i' \"j\" $HOME `k` {l} [m]* n\\o é 人"
+    folder.parent.mkdir(parents=True)
+    shutil.copytree(pipeline, folder, ignore=shutil.ignore_patterns("a b*"))
+    (folder / ".dvc").mkdir()
+    monkeypatch.chdir(folder)
+    log_training()
+    log_evaluation()
+    log_figures()
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        assert database.execute("SELECT COUNT(*) FROM runs").fetchone() == (1,)
+    (picture,) = folder.glob("mlartifacts/*/artifacts/losses.png")
+    (run,) = all_runs()
+    downloaded = store.connect().download_artifacts(run.info.run_id, "losses.png")
+    assert Path(downloaded).read_bytes() == picture.read_bytes()
+    assert [path.name for path in (pipeline / "a b%20c").iterdir()] == [folder.parent.name]
+
+
 def test_a_new_store_does_not_remember_a_temporary_copy(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_ROOT", str(pipeline))
     (pipeline / "mlflow.db").unlink()
@@ -675,3 +759,32 @@ with open_run("train"):
 def test_a_stage_stopped_at_its_start_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:
     StageRun("train").end("KILLED", duration_seconds=0.1)
     assert caplog.text == ""
+
+
+SENTENCE = "Detected an out-of-date database schema: version 1 was found, but 2.0 was expected."
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (SENTENCE, SENTENCE),
+        (f"{SENTENCE} " * 3, f"{SENTENCE} {SENTENCE} {SENTENCE}"),
+        (f"{SENTENCE}\nTake a\n  backup.", f"{SENTENCE} Take a backup."),
+        (f"{SENTENCE} " * 20, " ".join([SENTENCE] * (500 // (len(SENTENCE) + 1)))),
+        (f"{SENTENCE} Response body: '{'<html> ' * 200}'", SENTENCE),
+        (f"{SENTENCE}\n[SQL: SELECT 1]\n(Background: https://sqlalche.me/e/20/e3q8)", SENTENCE),
+        (f"{SENTENCE}\n\nTraceback: ...", SENTENCE),
+        ("page " * 200, "page " * 99 + "..."),
+        ("http://user:secret@host fails. Ask user:secret@host.", "http://host fails. Ask user:secret@host."),
+        ("", "ValueError"),
+    ],
+    ids=range(10),
+)
+def test_a_reason_consists_of_whole_sentences(message: str, expected: str) -> None:
+    assert store.reason_of(ValueError(message)) == expected
+
+
+def test_the_message_of_an_outdated_store_is_whole() -> None:
+    store_of_another_version()
+    with pytest.raises(UserError, match="^MLflow at .* failed: .*[.!]$"), store.session():
+        pass

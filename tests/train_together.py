@@ -34,7 +34,7 @@ def histories(cases: dict[str, dict[str, Any]], workers: Workers, folder: Path |
             if len(progress.rows) == 2:
                 stopped.append(Progress(list(progress.rows), {k: v.clone() for k, v in progress.tensors.items()}))
                 if folder and workers.leads:
-                    write_tensors(folder / name, progress.tensors, ResumeHeader(rows=progress.rows))
+                    write_tensors(folder / name, progress.tensors, ResumeHeader(rows=progress.rows, previews=[]))
 
         arguments = (TRAIN, VALIDATION, params.train, CPU)
         train(new_model(params.model, 8, 3, seed=0), *arguments, seed=0, on_epoch=[stop], workers=workers)

@@ -9,7 +9,7 @@ import typer
 from numpy.typing import NDArray
 
 import facevae
-from facevae.config.paths import DIRECTIONS, MODEL, PARAMS, PRIORS
+from facevae.config.paths import DIRECTIONS, EPOCHS, MODEL, PARAMS, PRIORS
 from facevae.errors import UserError, reported_errors
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -18,11 +18,14 @@ ModelOption = Annotated[Path, typer.Option("--model", help="The weights of the t
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")]
 CropOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Side of the centred square to keep, in pixels.", show_default="as in training"),
+    typer.Option(
+        min=1, help="Side of the centred square to keep, in pixels.", show_default="in proportion, as in training"
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed gives other faces.")]
 PriorName = Literal["best", "normal", "mixture", "flow"]
 Method = Literal["best", "original", "difference", "balanced", "joint"]  # "best", or one of facevae.evaluate.directions
+TIMELAPSE = Path("timelapse.webp")
 COLUMNS = 8
 MAX_SAMPLES = 3000  # more do not fit into one picture
 MAX_STEPS = 300
@@ -129,6 +132,19 @@ def edit(
     edited = loaded.edit(pixels, add=added, remove=removed, method=method)
     tiles = np.concatenate([pixels, loaded.reconstruct(pixels), edited])[None]
     _write(output, tiles, column_labels=("original", "reconstruction", "edited"))
+
+
+@app.command()
+def timelapse(
+    milliseconds: Annotated[int, typer.Option(min=20, max=60_000, help="How long each epoch is shown.")] = 400,
+    epochs: Annotated[Path, typer.Option(help="The folder with the pictures of each epoch.")] = EPOCHS,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The WebP or GIF file to write.")] = TIMELAPSE,
+) -> None:
+    """Animate the training: its reconstructions and samples from epoch to epoch."""
+    from facevae.figures.timelapse import save_timelapse
+
+    save_timelapse(output, epochs, milliseconds)
+    typer.echo(output)
 
 
 @app.command()

@@ -79,7 +79,8 @@ class FaceModel:
     def prepare(self, images: Images, *, crop: SupportsIndex | None = None) -> Pixels:
         """Bring images to the form that the network takes. The other methods do this themselves.
 
-        Files and Pillow images are cropped and resized as in training; arrays must already have `image_shape`. If
+        Files and Pillow images are cropped and resized as in training, in proportion: where training kept 148 of 178
+        pixels, the centred square of 148/178 of the shorter side is kept. Arrays must already have `image_shape`. If
         the model was trained on black and white images, all are binarised as in training, random draws with seed 0.
         Images that are prepared already stay as they are.
 
@@ -88,10 +89,11 @@ class FaceModel:
         images
             One image or more.
         crop
-            Side of the centred square to keep, in pixels of the file or Pillow image; None: as in training.
+            Side of the centred square to keep, in pixels of the file or Pillow image; None: in proportion, as in
+            training.
         """
-        side = self._header.crop if crop is None else _whole_number("crop", crop, minimum=1)
-        return binarize(to_pixels(images, self.image_shape, side), self._header.binarization, seed=0)
+        square = self._header.crop if crop is None else _whole_number("crop", crop, minimum=1)
+        return binarize(to_pixels(images, self.image_shape, square), self._header.binarization, seed=0)
 
     def sample(self, num_samples: SupportsIndex, *, seed: SupportsIndex = 0, prior: str = BEST) -> Pixels:
         """Draw new faces.

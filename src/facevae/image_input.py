@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from facevae.crop import Crop
 from facevae.data.image_file import BadImageError, fit_image, read_image
 from facevae.errors import UserError
 
@@ -19,7 +20,7 @@ Shape = tuple[int, int, int]  # height, width, channels
 ACCEPTED = "use a uint8 array, a Pillow image or a path"
 
 
-def to_pixels(images: Images, shape: Shape, crop: int | None) -> NDArray[np.uint8]:
+def to_pixels(images: Images, shape: Shape, crop: Crop | int | None) -> NDArray[np.uint8]:
     """Bring one or more images to a uint8 array (N, height, width, channels).
 
     Parameters
@@ -29,7 +30,8 @@ def to_pixels(images: Images, shape: Shape, crop: int | None) -> NDArray[np.uint
     shape
         Height, width and channels of the result; height and width are equal.
     crop
-        Side of the centred square to keep, in pixels of the file or Pillow image; None: the largest.
+        The centred square to keep: its side in pixels of the file or Pillow image; that of training, in proportion to
+        the shorter side; or None, the largest.
 
     Raises
     ------
@@ -51,7 +53,7 @@ def to_pixels(images: Images, shape: Shape, crop: int | None) -> NDArray[np.uint
     return pixels
 
 
-def _read(image: object, name: str, shape: Shape, crop: int | None) -> NDArray[np.uint8]:
+def _read(image: object, name: str, shape: Shape, crop: Crop | int | None) -> NDArray[np.uint8]:
     """One image as an array of the shape."""
     if isinstance(image, np.ndarray):
         pixels = _checked(image, name, shape)
@@ -67,7 +69,13 @@ def _read(image: object, name: str, shape: Shape, crop: int | None) -> NDArray[n
         decoded = read_image(image)
         if 0 in decoded.size:
             raise BadImageError("it has no pixels")
-        return fit_image(decoded, shape[0], shape[2], crop)
+        side = crop.side_in(decoded.size) if isinstance(crop, Crop) else crop
+        if side is not None and side > min(decoded.size):
+            raise BadImageError(
+                f"it is {decoded.width} x {decoded.height} pixels, smaller than the crop {side}: lower it (--crop), or "
+                "leave it out, which crops in proportion as in training"
+            )
+        return fit_image(decoded, shape[0], shape[2], side)
     except BadImageError as error:
         raise UserError(f"{name} cannot be used: {error}") from error
 

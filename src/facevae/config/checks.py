@@ -1,5 +1,6 @@
 """Find values in params.yaml that are valid alone but conflict with each other or with the data."""
 
+import logging
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,6 +41,13 @@ def require_known(key: str, attributes: Sequence[str], known: Iterable[str]) -> 
         if attribute not in known:
             hint = f"Known attributes: {', '.join(known)}" if known else "It has none: set the list to []"
             raise UserError(f"{key}: {attribute!r} is not an attribute of this data set. {hint}")
+
+
+def warn_of_large_batch(key: str, batch_size: int, num_images: int) -> None:
+    """Log a warning if a batch has more images than there are."""
+    if batch_size > num_images:
+        message = "%s: %d, but there are only %d training images, so each step takes all of them"
+        logging.getLogger(__name__).warning(message, key, batch_size, num_images)
 
 
 def _geometry_problems(data: DataParams, model: ModelParams) -> Iterator[str]:
@@ -85,6 +93,11 @@ def _data_problems(data: DataParams) -> Iterator[str]:
         yield f"data.crop: {data.crop}, but avatars are drawn at data.image_size: set it to null"
     if data.split == "official" and data.source != "celeba":
         yield f"data.split: 'official', but only celeba has an official split, not {data.source}: use random"
+    if data.split == "official" and data.keep_duplicates_together:
+        yield (
+            "data.keep_duplicates_together: true would change the official split: set it to false, or data.split to "
+            "random"
+        )
     if data.split == "random" and data.validation_fraction + data.test_fraction >= 1:
         yield (
             f"data.validation_fraction: {data.validation_fraction} and data.test_fraction {data.test_fraction} "
@@ -189,5 +202,4 @@ def _use_problems(params: Params) -> Iterator[str]:
 
 
 def _value(params: Params, key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(getattr(params, section), name)
+    return operator.attrgetter(key)(params)

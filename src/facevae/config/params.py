@@ -67,7 +67,7 @@ def _explain(details: ErrorDetails) -> str:
     if details["type"] in {"extra_forbidden", "invalid_key"}:
         allowed = ", ".join(_section_at(details["loc"][:-1]).model_fields)
         return f"{key}: {_shown.repr(details['input'])} is an unknown key; allowed here: {allowed}"
-    message = re.sub("^(Input|String|Tuple) should", "must", details["msg"])
+    message = re.sub("^(Input|String|Tuple) should", "must", details["msg"]).removeprefix("Value error, ")
     message = message.replace("valid dictionary or instance of", "mapping like").replace(" after validation", "")
     return f"{key}: {_shown.repr(details['input'])} {message}"
 

@@ -13,6 +13,7 @@ TRAIN_METRICS = Path("metrics/train.json")
 EVALUATE_METRICS = Path("metrics/evaluate.json")
 PLOTS = Path("plots")
 HISTORY = PLOTS / "history.csv"
+EPOCHS = PLOTS / "epochs"  # NAME/EPOCH.png
 LATENT = PLOTS / "latent.csv"
 EDITS = PLOTS / "edits.csv"
 LEAKAGE = PLOTS / "leakage.csv"

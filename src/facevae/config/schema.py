@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Split = Literal["validation", "test"]
 Likelihood = Literal["squared_error", "gaussian", "bernoulli"]
@@ -17,6 +17,15 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _require_visible(text: str) -> str:
+    if text != text.strip() or not text.isprintable():
+        raise ValueError("must have no space at its ends, and no line break or other invisible character")
+    return text
+
+
+ExperimentName = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_require_visible)]
 
 
 class Section(BaseModel):
@@ -37,6 +46,7 @@ class DataParams(Section):
     split: Literal["random", "official"]
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
     test_fraction: Fraction
+    keep_duplicates_together: bool  # whether equal images go into the split of the first of them
     on_bad_image: Literal["fail", "skip"]
 
     @property
@@ -124,7 +134,7 @@ class FiguresParams(Section):
 class TrackingParams(Section):
     """The MLflow experiment that holds the runs."""
 
-    experiment: Text
+    experiment: ExperimentName
 
 
 class Params(Section):

@@ -10,8 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would hand PostScript to a program
+from facevae.data.depth import check_deep_colour, grey_to_eight_bits, stored_mode
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".avif"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+)
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would hand PostScript to a program
 MAX_FILE_BYTES = 2**28  # some decoders hold the whole file; Pillow's limit on pixels allows fewer bytes of RGB
 
 
@@ -22,7 +27,7 @@ class BadImageError(Exception):
 def read_image(file: Path | IO[bytes] | Image.Image) -> Image.Image:
     """Decode one image, upright and with 8 bits per channel.
 
-    The format is recognised by content, not by name. EXIF rotation is applied, 16-bit grey is scaled to 8 bits,
+    The format is recognised by content, not by name. EXIF rotation is applied, grey of more bits is scaled to 8 bits,
     transparent pixels are laid over white, and palettes, CMYK and other modes become RGB. Colours with an ICC profile
     are converted to sRGB; a profile that is damaged or for grey is ignored. Of an animation, the first frame is used.
 
@@ -34,7 +39,7 @@ def read_image(file: Path | IO[bytes] | Image.Image) -> Image.Image:
     Raises
     ------
     BadImageError
-        The file is missing, empty, truncated, not an image, or has too many bytes or pixels.
+        The file is missing, empty, truncated, not an image, has too many bytes or pixels, or values of unknown range.
     """
     if isinstance(file, Path) and file.exists():
         if not file.is_file():
@@ -45,8 +50,10 @@ def read_image(file: Path | IO[bytes] | Image.Image) -> Image.Image:
             warnings.simplefilter("ignore", UserWarning)  # about metadata, which is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with nullcontext(file) if isinstance(file, Image.Image) else Image.open(file, formats=FORMATS) as image:
+                stored = stored_mode(image)
                 image.load()  # before the file is closed, because an image may be returned unconverted
-                return _upright(_to_eight_bits(image), _orientation(image))
+                check_deep_colour(image, stored)
+                return _upright(_to_eight_bits(image, stored), _orientation(image))
     except UnidentifiedImageError as error:
         raise BadImageError(f"it is empty or not an image ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -54,6 +61,19 @@ def read_image(file: Path | IO[bytes] | Image.Image) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise all kinds of errors for broken files
         reason = getattr(error, "strerror", None) or error  # without the path, which a manifest must not hold
         raise BadImageError(f"it cannot be decoded: {reason}") from error
+
+
+def is_image(path: Path) -> bool:
+    """Whether the content of a file begins like an image of the `FORMATS`, complete or not."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS):
+                return True
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # it cannot be read, or is damaged or too large: `read_image` says so
+        return True
 
 
 def check_file_size(num_bytes: int) -> None:
@@ -123,9 +143,9 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if transposition is None else image.transpose(transposition)
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+def _to_eight_bits(image: Image.Image, stored: str) -> Image.Image:
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
-        return Image.fromarray(_scaled_to_eight_bits(image))
+        return Image.fromarray(grey_to_eight_bits(image, stored))
     if image.mode == "1":
         return image.convert("L")
     if image.has_transparency_data:
@@ -151,13 +171,3 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
-
-
-def _scaled_to_eight_bits(image: Image.Image) -> NDArray[np.uint8]:
-    """Pixels of a deep grey image as 8 bits. Integers are taken as 0 to 65535, floats as 0 to 1."""
-    pixels = np.array(image, dtype=np.float32)
-    if np.isnan(pixels).any():
-        raise ValueError("a pixel is not a number")
-    if image.mode != "F":
-        pixels /= 65535
-    return (np.clip(pixels, 0, 1, out=pixels) * 255 + 0.5).astype(np.uint8)

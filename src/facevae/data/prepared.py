@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from facevae.config.paths import PREPARED
+from facevae.crop import Crop
 from facevae.errors import UserError
 from facevae.storage.atomic import name_in_errors
 
@@ -39,7 +40,9 @@ class BadFile(BaseModel):
 class Manifest(BaseModel):
     """What a prepared set holds.
 
-    `digest` is the `data_digest` of the arrays and of attributes.csv: equal digests mean equal data.
+    `bad_images` could not be used. `left_out` counts, by reason, the files under `data.root` that are no images of the
+    set. `duplicates` counts the images that equal one of an earlier split, pixel by pixel. `digest` is the
+    `data_digest` of the arrays and of attributes.csv: equal digests mean equal data.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,11 +50,23 @@ class Manifest(BaseModel):
     source: str
     image_size: Annotated[int, Field(ge=1, le=1024)]  # pixels, height = width
     channels: Literal[1, 3]
-    crop: Annotated[int, Field(ge=1)] | None
+    crop: Crop | None
     split: str
     num_images: Annotated[dict[SplitName, Annotated[int, Field(ge=0)]], Field(min_length=len(SPLITS))]
     bad_images: list[BadFile]
+    left_out: dict[str, Annotated[int, Field(ge=1)]]
+    duplicates: dict[SplitName, Annotated[int, Field(ge=1)]]
     digest: str
+
+    def summary(self) -> str:
+        """One line: the number of images in each split, and what was left out."""
+        parts = [", ".join(f"{number} {split}" for split, number in self.num_images.items()) + " images"]
+        if self.bad_images:
+            parts.append(f"{len(self.bad_images)} bad image(s) left out")
+        if self.left_out:
+            others = ", ".join(f"{number} ({reason})" for reason, number in self.left_out.items())
+            parts.append(f"other files left out: {others}")
+        return "; ".join(parts)
 
 
 class PreparedSet:

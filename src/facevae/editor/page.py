@@ -40,7 +40,7 @@ def build_page(
         "imageSize": header.image_size,
         "channels": header.image_channels,
         "latentDim": header.model.latent_dim,
-        "crop": header.crop,
+        "crop": None if header.crop is None else header.crop.model_dump(),
         "binarization": header.binarization,
         "prior": priors.best,
         "method": directions.best,

@@ -71,15 +71,9 @@ function inChannels(rgba) {
   return pixels;
 }
 
-// The whole photograph, or, for one of about the training images' size, the square that was cut from those.
-function widestSide({ width, height }) {
-  const shorter = Math.min(width, height);
-  return model.crop !== null && model.crop <= shorter && shorter < 2 * model.crop ? model.crop : shorter;
-}
-
 function squareOf(photograph) {
   const [zoom, across, down] = ["zoom", "across", "down"].map((id) => element(id).valueAsNumber);
-  const side = Math.max(1, Math.round(widestSide(photograph) / zoom));
+  const side = Math.max(1, Math.round(Math.min(photograph.width, photograph.height) / zoom));
   const [left, top] = [Math.floor(across * (photograph.width - side)), Math.floor(down * (photograph.height - side))];
   return { left, top, side };
 }
@@ -87,7 +81,7 @@ function squareOf(photograph) {
 async function opened(file) {
   const photograph = await createImageBitmap(file);
   const shorter = Math.min(photograph.width, photograph.height);
-  const scale = Math.max(LARGEST, 2 * model.crop) / shorter;
+  const scale = LARGEST / shorter;
   if (scale >= 1) return photograph;
   const resizeWidth = Math.round(scale * photograph.width);
   return createImageBitmap(photograph, { resizeWidth, resizeQuality: "high" });
@@ -98,6 +92,7 @@ async function framed(file) {
   const photograph = await opened(file);
   const inputs = ["zoom", "across", "down"].map(element);
   for (const input of inputs) input.value = input.defaultValue;
+  if (model.crop !== null) element("zoom").value = model.crop.raw_side / model.crop.side; // in proportion, as in training
   let latent;
   const show = latestOnly(async () => {
     const pixels = pixelsOf(photograph, squareOf(photograph));

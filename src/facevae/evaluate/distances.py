@@ -100,6 +100,18 @@ def nearest_neighbours(queries: Tensor, references: Iterable[Tensor]) -> tuple[T
     return indices, distances
 
 
+def nearest_images(images: Tensor, references: Iterable[Tensor], *, mirrored: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the nearest reference of each image (N, channel, height, width), as `nearest_neighbours` does.
+
+    With `mirrored`, a reference counts as it is and mirrored, as a training that mirrors its images sees it. The third
+    result, bool (N,), says which references are nearest when mirrored.
+    """
+    queries = torch.cat([images, images.flip(3)]) if mirrored else images  # mirrored itself, an image is as far
+    indices, distances = (found.view(-1, len(images)) for found in nearest_neighbours(queries, references))
+    nearest = distances.min(0)
+    return indices.gather(0, nearest.indices[None])[0], nearest.values, nearest.indices.bool()
+
+
 def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) of features (N, D), and A with at most D rows such that A^T A is their covariance; float64."""
     mean = features.double().mean(0)

@@ -4,7 +4,6 @@ Each edited image is compared with its own reconstruction, not with the original
 not count as effects of the edit.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -17,7 +16,9 @@ from torch import Tensor
 
 from facevae.config.schema import EvaluateParams
 from facevae.evaluate.directions import Directions, Method, edit
+from facevae.evaluate.intervals import wilson_interval
 from facevae.evaluate.judge import THRESHOLD, Classifier, judge
+from facevae.evaluate.leakage import beyond, leakage, tied_changes
 from facevae.evaluate.reconstruction import ssim
 from facevae.model.inference import decode_all, encode_all
 from facevae.model.pixels import to_unit_range
@@ -27,7 +28,6 @@ RANDOM = "random"  # the control: a random direction for each image, with the le
 
 Strengths = dict[str, float]  # one for each attribute
 
-NORMAL_QUANTILE = 1.959964  # of 97.5 %, so that intervals cover 95 %
 KEY = ("attribute", "method", "strength")
 SCORES = ("success", "success_low", "success_high", "leakage", "selectivity", "ssim", "cycle_error", "num_images")
 COLUMNS = (*KEY, *SCORES)
@@ -45,13 +45,13 @@ class EditStudy:
     ----------
     table
         One row per attribute, method and strength. success: share of images whose edited attribute changed;
-        success_low and success_high: its 95 % interval (`wilson_interval`); leakage: share of the other attributes
-        that changed, over these images; selectivity: success - leakage; ssim: between the edited image and its
+        success_low and success_high: its 95 % interval (`wilson_interval`); leakage: mean over the other attributes
+        (`facevae.evaluate.leakage`); selectivity: success - leakage; ssim: between the edited image and its
         reconstruction; cycle_error: distance between the edited latent and the encoding of the edited image, over the
         length of the edited latent; num_images.
     changes
         One row per row of the table and attribute. judged: this attribute; change: of its probability, mean over
-        images, with the sign reversed for images that lose the edited attribute.
+        images, with the sign reversed for images that lose the edited attribute, beyond the tied change.
     """
 
     table: pd.DataFrame
@@ -90,6 +90,7 @@ def study_edits(
     classifier: Classifier,
     images: NDArray[np.uint8],
     attributes: pd.DataFrame,
+    train_attributes: pd.DataFrame,
     directions: Mapping[Method, Directions],
     params: EvaluateParams,
     *,
@@ -102,6 +103,8 @@ def study_edits(
     images, attributes
         Held-out images, uint8 (N, height, width, channels), and their attributes. At most the first
         `params.num_edited_images` with an attribute, and as many without it, are edited.
+    train_attributes
+        Those of the training images, which tell the changes that belong to an edit from leakage.
     directions
         By method; "difference" is required. The control is added to them.
     seed
@@ -114,7 +117,9 @@ def study_edits(
         has = attributes[attribute].to_numpy(dtype=bool)
         groups = [np.flatnonzero(group)[: params.num_edited_images] for group in (has, ~has)]
         chosen = np.sort(np.concatenate(groups))
-        subjects = _Subjects(model, classifier, np.array(images[chosen]), has[chosen], attribute, params.batch_size)
+        tied = tied_changes(train_attributes, attribute, classifier.attributes)
+        shown = np.array(images[chosen]), has[chosen]
+        subjects = _Subjects(model, classifier, *shown, attribute, tied, params.batch_size)
         if len(subjects.latent) == 0:
             continue
         judged: dict[str, Tensor] = {method: fitted[attribute] for method, fitted in directions.items()}
@@ -126,17 +131,6 @@ def study_edits(
                 rows.append(key | row)
                 changes.extend(key | {"judged": name, "change": value} for name, value in change.items())
     return EditStudy(pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(changes, columns=CHANGE_COLUMNS))
-
-
-def wilson_interval(num_successes: int, num_trials: int) -> tuple[float, float]:
-    """95 % interval of a share, within [0, 1] (Wilson 1927, "Probable inference, the law of succession").
-
-    Unlike a bootstrap or the normal approximation, it has a width even if all trials succeed, or none.
-    """
-    share, ratio = num_successes / num_trials, NORMAL_QUANTILE**2 / num_trials
-    centre = share + ratio / 2
-    half = math.sqrt(ratio * share * (1 - share) + ratio**2 / 4)
-    return max(0.0, (centre - half) / (1 + ratio)), min(1.0, (centre + half) / (1 + ratio))
 
 
 def _random_directions(latent: Tensor, length: Tensor, generator: np.random.Generator) -> Tensor:
@@ -156,11 +150,14 @@ class _Subjects:
         images: NDArray[np.uint8],
         has: NDArray[np.bool_],
         attribute: str,
+        tied: Tensor,
         batch_size: int,
     ) -> None:
         self.model = model
         self.classifier = classifier
         self.column = classifier.attributes.index(attribute)
+        self.others = torch.arange(len(classifier.attributes)) != self.column
+        self.tied = tied * self.others  # the edited attribute must change in all images: none of that is free
         self.batch_size = batch_size
         latent = encode_all(model, images, batch_size).mean
         pictures = decode_all(model, latent, batch_size)
@@ -178,10 +175,9 @@ class _Subjects:
         latent = edit(self.latent, self.sign * direction, strength)
         pictures = decode_all(self.model, latent, self.batch_size)
         probabilities = judge(self.classifier, pictures, self.batch_size).probabilities  # (N, num_attributes)
-        has_flipped = (probabilities > THRESHOLD) != (self.probabilities > THRESHOLD)
-        success = has_flipped[:, self.column].double().numpy()
-        others = torch.arange(has_flipped.shape[1]) != self.column
-        leakage = float(has_flipped[:, others].double().mean()) if others.any() else 0.0
+        changes = self.sign * ((probabilities > THRESHOLD).int() - (self.probabilities > THRESHOLD).int())
+        success = (changes[:, self.column] != 0).double().numpy()
+        leaked = float(leakage(changes, self.tied)[self.others].mean()) if self.others.any() else 0.0
         low, high = wilson_interval(int(success.sum()), len(success))
         again = encode_all(self.model, pictures, self.batch_size).mean
         before, after = (to_unit_range(shown, torch.device("cpu")) for shown in (self.pictures, pictures))
@@ -189,11 +185,11 @@ class _Subjects:
             "success": success.mean(),
             "success_low": low,
             "success_high": high,
-            "leakage": leakage,
-            "selectivity": success.mean() - leakage,
+            "leakage": leaked,
+            "selectivity": success.mean() - leaked,
             "ssim": float(ssim(after, before).mean()),
             "cycle_error": float(((again - latent).norm(dim=1) / latent.norm(dim=1)).mean()),
             "num_images": len(success),
         }
-        change = (self.sign * (probabilities - self.probabilities)).mean(0)
+        change = beyond((self.sign * (probabilities - self.probabilities)).mean(0), self.tied)
         return row, dict(zip(self.classifier.attributes, change.tolist(), strict=True))

@@ -73,9 +73,10 @@ def evaluate(
     prepared: PreparedSet,
     params: EvaluateParams,
     *,
+    horizontal_flip: bool,
     seed: int,
 ) -> Evaluation:
-    """Measure a model on held-out images.
+    """Measure a model on held-out images. `horizontal_flip` says whether its training mirrored the images.
 
     Raises
     ------
@@ -104,10 +105,12 @@ def evaluate(
     skill = skill_table(judgement, classifier.attributes, held_out.attributes)
     _warn_of_poor_judge(skill, params)
     shown = held_out.originals, judgement.features, held_out.posteriors
-    samplers = Samplers(model, classifier, priors, *shown, params, seed=seed)
+    samplers = Samplers(model, classifier, priors, *shown, params, horizontal_flip=horizontal_flip, seed=seed)
     samples = samplers.compared(train.originals)
     studies = {
-        name: study_edits(model, classifier, split.images, split.attributes, directions, params, seed=seed)
+        name: study_edits(
+            model, classifier, split.images, split.attributes, train.attributes, directions, params, seed=seed
+        )
         for name, split in splits.items()
         if name != "train"
     }

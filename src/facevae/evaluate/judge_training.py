@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from facevae.config.checks import warn_of_large_batch
 from facevae.config.schema import ClassifierParams, Precision
 from facevae.data.prepared import varied_attributes
 from facevae.device import autocast
@@ -27,12 +28,13 @@ def train_classifier(
     precision: Precision,
     device: torch.device,
     *,
+    horizontal_flip: bool,
     seed: int,
 ) -> Classifier:
     """Train on the cross-entropy of all attributes, with Adam and the 1-cycle schedule.
 
-    Each image is blurred with probability 1/2 and mirrored with probability 1/2. Blur keeps the classifier from relying
-    on fine detail, which reconstructions lack.
+    Each image is blurred with probability 1/2. Blur keeps the classifier from relying on fine detail, which
+    reconstructions lack.
 
     Parameters
     ----------
@@ -41,6 +43,8 @@ def train_classifier(
     attributes
         Values 0 and 1, one row an image. An attribute that does not vary is left out; with none left, the network keeps
         its initial weights.
+    horizontal_flip
+        Mirror each image with probability 1/2. Use it only if a mirrored image keeps its attributes, unlike a digit.
     seed
         Determines the initial weights, the order of the images, and which are blurred and mirrored.
 
@@ -55,6 +59,7 @@ def train_classifier(
     if varied.empty:
         return classifier.cpu().eval()
     labels = torch.from_numpy(varied.to_numpy(dtype=np.float32, copy=True)).to(device)
+    warn_of_large_batch("classifier.batch_size", params.batch_size, len(images))
     num_batches = math.ceil(len(images) / params.batch_size)
     optimizer = Adam(classifier.parameters())
     schedule = one_cycle(params.learning_rate, params.epochs * num_batches)
@@ -63,7 +68,7 @@ def train_classifier(
     with tqdm(total=params.epochs * len(images), desc="classifier", unit="image", disable=None) as bar:
         for _ in range(params.epochs):
             for chosen in np.array_split(order.permutation(len(images)), num_batches):
-                batch = _augment(to_unit_range(images[chosen], device), augmentation)
+                batch = _augment(to_unit_range(images[chosen], device), augmentation, horizontal_flip)
                 with autocast(precision, device):
                     logits = classifier(batch)
                 optimizer.zero_grad()
@@ -92,12 +97,12 @@ def one_cycle(learning_rate: float, num_steps: int) -> Iterator[tuple[float, flo
         yield lowest + (learning_rate - lowest) * height, 0.95 - 0.1 * height
 
 
-def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur and mirror images (batch, channel, height, width), each with probability 1/2."""
+def _augment(images: Tensor, generator: torch.Generator, horizontal_flip: bool) -> Tensor:
+    """Blur, and mirror if asked to, images (batch, channel, height, width), each with probability 1/2."""
     size = images.shape[-1]
     halved = functional.interpolate(images, size=size // 2, mode="bilinear", antialias=True)
     blurred = functional.interpolate(halved, size=size, mode="bilinear")
     chances = torch.rand(2, len(images), 1, 1, 1, generator=generator)
     is_blurred, is_mirrored = (chances < 0.5).to(images.device)  # each (batch, 1, 1, 1)
     images = torch.where(is_blurred, blurred, images)
-    return torch.where(is_mirrored, images.flip(3), images)
+    return torch.where(is_mirrored, images.flip(3), images) if horizontal_flip else images

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from facevae.model import objective
 from facevae.model.inference import reconstructed
@@ -58,16 +57,17 @@ def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
     Gaussian of 1.5 pixels, at every place where it lies wholly inside the image. Smaller images get the largest odd
     window that fits.
     """
-    channels, size = images.shape[1], min(11, images.shape[-1] - 1 + images.shape[-1] % 2)
+    width = images.shape[-1]
+    size = min(11, width - 1 + width % 2)
     offsets = torch.arange(size, device=images.device) - size // 2
     weights = torch.exp(-offsets.square() / (2 * 1.5**2))
-    row = (weights / weights.sum()).expand(channels, 1, 1, size)  # one filter per channel, as conv2d takes them
-    column = row.transpose(2, 3)
+    places = torch.eye(width, device=images.device).unfold(0, size, 1)  # (width - size + 1, width, size)
+    window = places @ (weights / weights.sum())  # (width - size + 1, width), one row per place of the window
 
     def local_mean(values: Tensor) -> Tensor:
-        return functional.conv2d(functional.conv2d(values, row, groups=channels), column, groups=channels)
+        return window @ values @ window.T  # matrix products are several times as fast as convolutions by channel
 
-    mean_x, mean_y = local_mean(reconstruction), local_mean(images)  # (batch, channel, height - size + 1, ...)
+    mean_x, mean_y = local_mean(reconstruction), local_mean(images)  # (batch, channel, width - size + 1, ...)
     variance_x = local_mean(reconstruction.square()) - mean_x.square()
     variance_y = local_mean(images.square()) - mean_y.square()
     covariance = local_mean(reconstruction * images) - mean_x * mean_y

@@ -1,4 +1,4 @@
-"""What comes of drawing from each prior and decoding: how near to held-out images, and how far from training images."""
+"""Measure decoded samples of each prior: distance to held-out images, distance to training images."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facevae.config.schema import EvaluateParams
-from facevae.evaluate.distances import frechet_distance, kernel_distance, nearest_neighbours, sharpness_ratio
+from facevae.evaluate.distances import frechet_distance, kernel_distance, nearest_images, sharpness_ratio
 from facevae.evaluate.inception import Inception
 from facevae.evaluate.judge import Classifier, judge
 from facevae.evaluate.sliced_wasserstein import sliced_wasserstein_distance
@@ -33,6 +33,8 @@ class Samplers:
         posteriors.
     params
         The number of samples, the size of the batches, the weights of Inception.
+    horizontal_flip
+        Whether the training mirrored its images.
     seed
         Determines the draws and the projections.
     """
@@ -47,6 +49,7 @@ class Samplers:
         posteriors: Posterior,
         params: EvaluateParams,
         *,
+        horizontal_flip: bool,
         seed: int,
     ) -> None:
         self.model = model
@@ -56,6 +59,7 @@ class Samplers:
         self.features = features
         self.posteriors = posteriors
         self.params = params
+        self.horizontal_flip = horizontal_flip
         self.seed = seed
 
     def compared(self, train_images: NDArray[np.uint8]) -> pd.DataFrame:
@@ -90,7 +94,8 @@ class Samplers:
     def neighbour_distance_ratio(self, train_images: NDArray[np.uint8]) -> float:
         """Median distance of samples to the nearest training image over that of reconstructions of held-out images.
 
-        Near 0 the samples are copies of training images; both kinds of pictures are blurred alike.
+        Near 0 the samples are copies of training images, mirrored ones too if the training mirrored them. Both kinds of
+        pictures are blurred alike.
         """
         pictures = {
             "samples": self._draw(self.priors.best, MAX_NEIGHBOURS),
@@ -100,7 +105,8 @@ class Samplers:
         medians = {}
         for name, tiles in pictures.items():
             queries = to_unit_range(tiles, device)
-            _, distances = nearest_neighbours(queries, batches_of(train_images, self.params.batch_size, device))
+            references = batches_of(train_images, self.params.batch_size, device)
+            _, distances, _ = nearest_images(queries, references, mirrored=self.horizontal_flip)
             medians[name] = float(distances.median())
         return medians["samples"] / medians["reconstructions"]
 

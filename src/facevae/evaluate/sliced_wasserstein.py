@@ -71,10 +71,10 @@ def laplacian_pyramid(images: Tensor, num_levels: int) -> list[Tensor]:
     """
     levels = []
     for _ in range(num_levels - 1):
-        coarse = _blurred(images)[..., ::2, ::2]
-        spread = torch.zeros_like(images)
-        spread[..., ::2, ::2] = 4 * coarse
-        levels.append(images - _blurred(spread))
+        blur = _blur_matrix(images.shape[-1])
+        shrink, spread = blur[::2], 2 * blur[:, ::2]
+        coarse = shrink @ images @ shrink.T
+        levels.append(images - spread @ coarse @ spread.T)
         images = coarse
     return [*levels, images]
 
@@ -107,7 +107,10 @@ def _normalised(patches: Tensor) -> NDArray[np.float32]:
     return rows
 
 
-def _blurred(images: Tensor) -> Tensor:
-    """Smooth images by the binomial filter of 5 x 5 pixels, mirrored at the border."""
-    window = torch.outer(BINOMIAL, BINOMIAL).expand(images.shape[1], 1, 5, 5)
-    return functional.conv2d(functional.pad(images, (2, 2, 2, 2), "reflect"), window, groups=images.shape[1])
+def _blur_matrix(size: int) -> Tensor:
+    """What smooths a column of pixels by the binomial filter, mirrored at its ends: (size, size).
+
+    For filters so small, matrix products are several times as fast as convolutions by channel.
+    """
+    mirrored = functional.pad(torch.eye(size)[None], (0, 0, 2, 2), "reflect")[0]  # (size + 4, size)
+    return mirrored.unfold(0, 5, 1) @ BINOMIAL

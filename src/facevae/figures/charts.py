@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from facevae.figures.png import DPI, save_figure, sheet_of
+from facevae.figures.png import DPI, save_figure
+from facevae.figures.settings import Figure, MaxNLocator, Rectangle
+from facevae.storage.sheet import sheet_of
 
 OTHERS = "#b5b5b5"
 LOSSES = {"loss": "Loss", "reconstruction": "Reconstruction", "kl": "KL divergence"}
@@ -159,7 +158,10 @@ def save_strengths(path: Path, table: pd.DataFrame, best_method: str) -> None:
 
 
 def save_leakage(path: Path, changes: pd.DataFrame) -> None:
-    """Draw how an edit of each attribute (rows) changes the probability of every attribute (columns)."""
+    """Draw how an edit of each attribute (rows) changes the probability of every attribute (columns).
+
+    `changes` are those beyond what the data ties to the edit.
+    """
     num_rows, num_columns = changes.shape
     figure = Figure(figsize=(2.6 + 0.32 * num_columns, 2.4 + 0.32 * num_rows), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -169,7 +171,7 @@ def save_leakage(path: Path, changes: pd.DataFrame) -> None:
     for row, attribute in enumerate(changes.index):
         column = list(changes.columns).index(attribute)
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
-    axes.set(ylabel="Edited", title="Change in the classifier's probability")
+    axes.set(ylabel="Edited", title="Change in the classifier's probability, beyond ties in the data")
     figure.colorbar(image, ax=axes, shrink=0.8)
     save_figure(figure, path)
 

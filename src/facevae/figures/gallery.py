@@ -80,8 +80,10 @@ def load_results() -> Results:
     )
 
 
-def render_all(folder: Path, results: Results, params: FiguresParams, seed: int) -> None:
+def render_all(folder: Path, results: Results, params: FiguresParams, *, horizontal_flip: bool, seed: int) -> None:
     """Write the figures into a folder, one PNG for each name in `FIGURES`.
+
+    `horizontal_flip` says whether the training mirrored its images.
 
     Raises
     ------
@@ -111,7 +113,7 @@ def render_all(folder: Path, results: Results, params: FiguresParams, seed: int)
     best_prior = results.priors.priors[results.priors.best]
     png.save_tiles(paths["samples"], pictures.sample(model, best_prior, params.num_samples, COLUMNS, seed))
     _render_samplers(paths["samplers"], results, seed)
-    _render_neighbours(paths["neighbours"], results, seed)
+    _render_neighbours(paths["neighbours"], results, horizontal_flip, seed)
     _render_interpolation(paths["interpolation"], model, images, params)
     _render_arithmetic(paths["arithmetic"], model, images, directions, params)
     _render_edits(paths["strengths"], paths["leakage"], results)
@@ -127,11 +129,12 @@ def _render_samplers(path: Path, results: Results, seed: int) -> None:
     png.save_tiles(path, np.concatenate(rows), row_labels=list(results.priors.priors))
 
 
-def _render_neighbours(path: Path, results: Results, seed: int) -> None:
+def _render_neighbours(path: Path, results: Results, horizontal_flip: bool, seed: int) -> None:
     """Draw samples, and below each its nearest training image."""
     prior = results.priors.priors[results.priors.best]
     samples = pictures.sample(results.model, prior, COLUMNS, COLUMNS, seed)
-    tiles = np.concatenate([samples, pictures.nearest(samples[0], results.prepared.images("train"))])
+    train_images = results.prepared.images("train")
+    tiles = np.concatenate([samples, pictures.nearest(samples[0], train_images, mirrored=horizontal_flip)])
     png.save_tiles(path, tiles, row_labels=("sample", "nearest training image"))
 
 

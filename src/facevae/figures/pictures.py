@@ -13,7 +13,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from facevae.evaluate.directions import Directions, direction_of, edit
-from facevae.evaluate.distances import nearest_neighbours
+from facevae.evaluate.distances import nearest_images
 from facevae.model.inference import decode_all, encode_all
 from facevae.model.pixels import BATCH_SIZE, batches_of, to_unit_range
 from facevae.model.vae import VAE
@@ -40,11 +40,16 @@ def in_rows(images: NDArray[np.uint8], num_columns: int) -> Tiles:
     return tiles.reshape(num_rows, num_columns, *images.shape[1:])
 
 
-def nearest(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> Tiles:
-    """The nearest of the other images by squared error, for each image (N, height, width, channels), in one row."""
+def nearest(images: NDArray[np.uint8], others: NDArray[np.uint8], *, mirrored: bool) -> Tiles:
+    """The nearest of the other images by squared error, for each image (N, height, width, channels), in one row.
+
+    With `mirrored`, each of the others counts mirrored too, and is shown so if it is nearer then.
+    """
     device = torch.device("cpu")
-    indices, _ = nearest_neighbours(to_unit_range(images, device), batches_of(others, BATCH_SIZE, device))
-    return np.array(others[indices.numpy()])[None]
+    references = batches_of(others, BATCH_SIZE, device)
+    indices, _, is_mirrored = nearest_images(to_unit_range(images, device), references, mirrored=mirrored)
+    found = np.array(others[indices.numpy()])
+    return np.where(is_mirrored.numpy()[:, None, None, None], found[:, :, ::-1], found)[None]
 
 
 def interpolate(model: VAE, starts: NDArray[np.uint8], ends: NDArray[np.uint8], num_steps: int) -> Tiles:

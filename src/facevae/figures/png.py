@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from facevae.errors import UserError
+from facevae.figures.settings import Figure, FigureCanvasAgg
 from facevae.storage.atomic import write_bytes
+from facevae.storage.sheet import sheet_of
 
 DPI = 100
-TILE = 72  # pixels; smaller images are enlarged to about this height
 MAX_SIDE = 65_000  # pixels; matplotlib draws less than 2^16, margins included
-GAP = 2  # white pixels between two images
 
 
 def save_tiles(
@@ -61,18 +59,6 @@ def save_note(path: Path, text: str) -> None:
     figure = Figure(figsize=(7.2, 1.2), dpi=DPI)
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
     save_figure(figure, path)
-
-
-def sheet_of(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int]:
-    """Lay all tiles on one white sheet (height, width, 3); also return the pixels from one tile to the next."""
-    rows, columns, height, width, channels = tiles.shape
-    factor = max(1, round(TILE / height))
-    tiles = tiles.repeat(factor, axis=2).repeat(factor, axis=3)
-    height, width = height * factor, width * factor
-    sheet = np.full((rows, height + GAP, columns, width + GAP, channels), 255, np.uint8)
-    sheet[:, :height, :, :width] = tiles.transpose(0, 2, 1, 3, 4)
-    sheet = sheet.reshape(rows * (height + GAP), columns * (width + GAP), channels)[:-GAP, :-GAP]
-    return np.broadcast_to(sheet, (*sheet.shape[:2], 3)) if channels == 1 else sheet, height + GAP
 
 
 def save_figure(figure: Figure, path: Path) -> None:

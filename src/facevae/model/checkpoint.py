@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from facevae.config.schema import Binarization, Likelihood, ModelParams, PositiveInt, TrainParams
+from facevae.crop import Crop
 from facevae.errors import UserError
 from facevae.model.vae import VAE
 from facevae.storage.tensors import build_module, read_tensors, write_tensors
@@ -16,8 +17,8 @@ from facevae.storage.tensors import build_module, read_tensors, write_tensors
 class CheckpointHeader(BaseModel):
     """The model's shape, and what it was trained on.
 
-    `crop` is the side of the centred square cut from each image, in source pixels; None: the largest that fits.
-    `fingerprint` identifies the training.
+    `crop` is the centred square cut from each image; None: the largest that fits. `fingerprint` identifies the
+    training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,11 +28,11 @@ class CheckpointHeader(BaseModel):
     image_channels: PositiveInt
     likelihood: Likelihood
     binarization: Binarization
-    crop: PositiveInt | None
+    crop: Crop | None
     fingerprint: str
 
 
-def save(path: Path, model: VAE, params: TrainParams, crop: int | None, fingerprint: str) -> None:
+def save(path: Path, model: VAE, params: TrainParams, crop: Crop | None, fingerprint: str) -> None:
     """Write weights and header; the same model gives the same bytes."""
     header = CheckpointHeader(
         model=model.params,

@@ -1,36 +1,44 @@
 """The results of a state's stages, as files of the work tree, a commit or DVC's cache hold them."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Generic, TypeVar
 
-from facevae.config.paths import EDITOR, HISTORY, MODEL
+from facevae.config.paths import EDITOR, EPOCHS, HISTORY, MODEL
 from facevae.errors import UserError
 from facevae.storage.tables import parse_csv
 from facevae.tracking import store
+from facevae.tracking.image_grid import Pictures
+from facevae.tracking.project_files import files_below
 from facevae.tracking.state import State, flatten
 
+PREVIEW = re.compile(r"(?P<name>[^/]+)/(?P<epoch>\d+)\.png")
+
 Point = tuple[str, int, float]  # metric, step, value
+ContentT = TypeVar("ContentT")
 
 
 @dataclass(frozen=True)
-class KeptFile:
-    """A file that DVC keeps: its digest, and a function that reads it, or returns None if it is not on this machine."""
+class Kept(Generic[ContentT]):
+    """An output that DVC keeps: its digest, and a function that reads it; None if it is not on this machine."""
 
     digest: str | None
-    read: Callable[[], bytes | None]
+    read: Callable[[], ContentT | None]
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Results of stages: points of the metrics, PNG files by name, DVC's digest of the weights, the face editor."""
+    """Results of stages: points of the metrics, PNG files by name, DVC's digest of the weights, and what DVC keeps."""
 
     points: list[Point]
     figures: dict[str, bytes]
+    previews: Kept[Pictures] | None
     model_digest: str | None
-    editor: KeptFile | None
+    editor: Kept[bytes] | None
 
 
 def read_outputs(state: State, stage_names: Iterable[str]) -> Outputs:
@@ -40,12 +48,14 @@ def read_outputs(state: State, stage_names: Iterable[str]) -> Outputs:
     """
     points: list[Point] = []
     figures: dict[str, bytes] = {}
-    model_digest, editor = None, None
+    previews, model_digest, editor = None, None, None
     for path in (path for name in stage_names for path in state.stages[name].outputs):
         if path == MODEL.as_posix():
             model_digest = state.digest(path)
         elif path == EDITOR.as_posix():
-            editor = KeptFile(state.digest(path), partial(_read_kept, state, path))
+            editor = Kept(state.digest(path), partial(_read_kept, state, path))
+        elif path == EPOCHS.as_posix():
+            previews = Kept(state.digest(path), partial(_read_previews, state, path))
         elif path == HISTORY.as_posix():
             table = parse_csv(state.read(path), HISTORY, numbers=("epoch",), stage="train")
             for row in table.to_dict("records"):
@@ -54,7 +64,7 @@ def read_outputs(state: State, stage_names: Iterable[str]) -> Outputs:
             points += _metric_points(state.read(path), path)
         elif path.endswith(".png"):
             figures[PurePosixPath(path).name] = state.read(path)
-    return Outputs(points, figures, model_digest, editor)
+    return Outputs(points, figures, previews, model_digest, editor)
 
 
 def epoch_points(row: Mapping[str, float]) -> list[Point]:
@@ -75,10 +85,32 @@ def _metric_points(content: bytes, path: str) -> list[Point]:
 
 def _read_kept(state: State, path: str) -> bytes | None:
     """An output in the work tree or in DVC's cache, or None."""
-    if (state.files / path).is_file():
-        return state.read(path)
+    return state.read(path) if (state.files / path).is_file() else _read_cached(state.recorded_digest(path))[0]
+
+
+def _read_previews(state: State, path: str) -> Pictures | None:
+    """The pictures of all epochs, from a folder in the work tree or in DVC's cache, or None."""
+    files: dict[str, bytes | None]
+    if (state.files / path).is_dir():
+        files = {name: file.read_bytes() for name, file in files_below(state.files / path)}
+    else:
+        (listed,) = _read_cached(state.recorded_digest(path))
+        digests = {entry["relpath"]: entry["md5"] for entry in json.loads(listed or b"[]")}
+        files = dict(zip(digests, _read_cached(*digests.values()), strict=True))
+    pictures = {
+        (match["name"], int(match["epoch"])): content
+        for name, content in files.items()
+        if content is not None and (match := PREVIEW.fullmatch(name))
+    }
+    return pictures if pictures and len(pictures) == len(files) else None
+
+
+def _read_cached(*digests: str | None) -> list[bytes | None]:
+    """Files in DVC's cache, each None if it is not there."""
+    if not digests or None in digests:
+        return [None] * len(digests)
     from dvc.repo import Repo  # takes half a second
 
     with Repo(str(store.project_root())) as repo:
-        cached = Path(repo.cache.local.oid_to_path(state.recorded_digest(path)))
-    return cached.read_bytes() if cached.is_file() else None
+        paths = [Path(repo.cache.local.oid_to_path(digest)) for digest in digests]
+    return [path.read_bytes() if path.is_file() else None for path in paths]

@@ -37,14 +37,14 @@ def digest_of(path: Files) -> str | None:
             return hashlib.file_digest(file, "md5").hexdigest()
     if not path.is_dir():
         return None
-    entries = [{"md5": digest_of(file), "relpath": name} for name, file in sorted(_files_below(path))]
+    entries = [{"md5": digest_of(file), "relpath": name} for name, file in sorted(files_below(path))]
     return hashlib.md5(json.dumps(entries).encode()).hexdigest() + ".dir"
 
 
-def _files_below(folder: Files, prefix: str = "") -> Iterator[tuple[str, Files]]:
+def files_below(folder: Files, prefix: str = "") -> Iterator[tuple[str, Files]]:
     """Relative paths and files, without those in linked folders."""
     for path in folder.iterdir():
         if path.is_file():
             yield f"{prefix}{path.name}", path
         elif path.is_dir() and path.name != IGNORED and not (isinstance(path, Path) and path.is_symlink()):
-            yield from _files_below(path, f"{prefix}{path.name}/")
+            yield from files_below(path, f"{prefix}{path.name}/")

@@ -6,12 +6,14 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facevae.config.paths import EDITOR, MODEL, PREPARED
+from facevae.config.paths import EDITOR, EPOCHS, MODEL, PREPARED
 from facevae.storage.tables import round_number
-from facevae.tracking.outputs import KeptFile, Outputs, Point
+from facevae.tracking.image_grid import ImageGrid, Pictures
+from facevae.tracking.outputs import Kept, Outputs, Point
 from facevae.tracking.state import State, flatten
 from facevae.tracking.store import without_credentials
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 FIGURES_TAG = "facevae.figures.png"  # the digest of each figure by its file name, as JSON
+PREVIEWS_TAG = "facevae.epochs"  # the digest of the folder with the pictures of all epochs
 EDITOR_TAG = "facevae.editor.html"  # the digest of the face editor
 MODEL_DIGEST_TAG = "dvc.md5"  # of a logged model: the digest of its weights
 BATCH_SIZE = 1000  # points that MLflow takes in one call
@@ -109,12 +112,32 @@ class Record:
             self._log_figures(outputs.figures)
         if outputs.model_digest is not None:
             self._link_model(outputs.model_digest)
+        if outputs.previews is not None:
+            self._log_previews(outputs.previews)
         if outputs.editor is not None:
             self._log_editor(outputs.editor)
         if self._conflicts:
             number = len(self._conflicts) - 1
             more = f" (and {number} more value(s) differ)" if number else ""
             logger.warning("run %s: %s%s", self.name, self._conflicts[0], more)
+
+    def log_pictures(self, pictures: Pictures) -> None:
+        """Log pictures of epochs."""
+        if number := self._grid.log(pictures, self._milliseconds):
+            self.changes.append(f"{number} pictures of epochs")
+
+    @cached_property
+    def _grid(self) -> ImageGrid:
+        return ImageGrid(self._client, self._run_id)
+
+    def _log_previews(self, previews: Kept[Pictures]) -> None:
+        """Log the pictures of all epochs, unless neither the work tree nor DVC's cache has them."""
+        recorded = self._run.data.tags.get(PREVIEWS_TAG)
+        if recorded is not None and len(self._grid):
+            self._compare(EPOCHS.as_posix(), previews.digest, recorded)
+        elif (pictures := previews.read()) is not None:
+            self.log_pictures(pictures)
+            self._client.set_tag(self._run_id, PREVIEWS_TAG, previews.digest)
 
     def _log_figures(self, figures: Mapping[str, bytes]) -> None:
         stored = {file.path for file in self._client.list_artifacts(self._run_id)}
@@ -134,7 +157,7 @@ class Record:
             self._client.set_tag(self._run_id, FIGURES_TAG, json.dumps(recorded | new, sort_keys=True))
             self.changes.append(f"{len(new)} figures")
 
-    def _log_editor(self, editor: KeptFile) -> None:
+    def _log_editor(self, editor: Kept[bytes]) -> None:
         """Log the face editor, unless neither the work tree nor DVC's cache has it."""
         stored = {file.path for file in self._client.list_artifacts(self._run_id)}
         if EDITOR.name in stored and EDITOR_TAG in self._run.data.tags:

@@ -11,7 +11,6 @@ from uuid import uuid4
 import psutil
 from filelock import FileLock, Timeout
 
-from facevae.errors import UserError
 from facevae.tracking import store
 
 if TYPE_CHECKING:
@@ -24,7 +23,18 @@ PROCESS = r"(?P<machine>[^:]+):(?P<lock>/.*/\.facevae/processes/[0-9a-f]{32})"
 
 
 def find_or_create_experiment(client: "MlflowClient", name: str) -> str:
-    """The id of MLflow's experiment of that name, or a `UserError` if it was deleted."""
+    """The id of MLflow's experiment of that name, or a `RefusedError` if it was deleted or the store refuses it."""
+    try:
+        name.encode()  # half a character, which YAML can hold, would look like a failing store
+        return _find_or_create_experiment(client, name)
+    except Exception as error:
+        if store.is_refusal(error):
+            reason = store.reason_of(error)
+            raise store.RefusedError(f"tracking.experiment: {name!r} cannot be used. {reason}") from error
+        raise
+
+
+def _find_or_create_experiment(client: "MlflowClient", name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
@@ -37,7 +47,7 @@ def find_or_create_experiment(client: "MlflowClient", name: str) -> str:
             if (experiment := client.get_experiment_by_name(name)) is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
-        raise UserError(
+        raise store.RefusedError(
             f"tracking.experiment: {name!r} was deleted in MLflow. Choose another name, or restore it: "
             f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
         )

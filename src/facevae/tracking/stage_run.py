@@ -5,10 +5,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from facevae.config.paths import PREPARED
 from facevae.errors import UserError
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 logger = logging.getLogger(__name__)
+
+
+class TrainingProgress(Protocol):
+    """The history of a training, one row an epoch, and PNG files of each epoch by name."""
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, float]]: ...
+    @property
+    def previews(self) -> Sequence[Mapping[str, bytes]]: ...
 
 
 @contextmanager
@@ -59,10 +68,13 @@ class StageRun:
         self._record: Record | None = None  # None: not open, or another process writes to this run
         self._monitor: SystemMetricsMonitor | None = None
 
-    def log_epoch(self, row: dict[str, float]) -> None:
-        """Log a row of the history: its numbers at the step `epoch`."""
+    def log_progress(self, progress: TrainingProgress) -> None:
+        """Log what is new of a training: the numbers of each epoch, and its pictures, at the step `epoch`."""
         if record := self._record:
-            self.attempt(lambda _: record.log_points(epoch_points(row)))
+            rows, previews = progress.rows, enumerate(progress.previews, 1)
+            pictures = {(name, epoch): content for epoch, drawn in previews for name, content in drawn.items()}
+            self.attempt(lambda _: record.log_points(point for row in rows for point in epoch_points(row)))
+            self.attempt(lambda _: record.log_pictures(pictures))
 
     def attempt(self, action: Callable[["MlflowClient"], object]) -> None:
         """Do something with the store. The first failure is logged and ends the tracking of this stage."""

@@ -3,11 +3,13 @@
 import logging
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from filelock import FileLock
 
@@ -20,6 +22,12 @@ LOCK_SECONDS = 60
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # here the client decides where artifacts go
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 SHORTEST_SECRET = 4  # characters; hiding shorter ones would blot out every message
+LONGEST_REASON = 500  # characters of an error that is passed on; a server's answer may be a whole page
+REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED", "RESOURCE_ALREADY_EXISTS"}
+
+
+class RefusedError(UserError):
+    """The store works but refuses what one state asks for. Other states may be logged."""
 
 
 def project_root() -> Path:
@@ -40,7 +48,7 @@ def tracking_uri() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     scheme, separator, path = uri.partition(":///")
     if separator and scheme.startswith("sqlite") and not path.startswith("/"):
-        return f"{scheme}:///{project_root() / path}"
+        return f"{scheme}:///{quote(os.fsencode(project_root()))}/{path}"
     return uri
 
 
@@ -48,7 +56,8 @@ def tracking_uri() -> str:
 def session() -> Iterator["MlflowClient"]:
     """A client of the store, for one process of this project at a time: creating the store or a run is a race.
 
-    Whatever fails, be it that the store is down, damaged or of another version, becomes a `UserError`.
+    Every failure becomes a `UserError`: a store that is down, damaged or of another version. If the store works but
+    refuses a value, that is a `RefusedError`.
     """
     try:
         with FileLock(own_folder() / "mlflow.lock", timeout=LOCK_SECONDS):
@@ -56,8 +65,29 @@ def session() -> Iterator["MlflowClient"]:
     except UserError:
         raise
     except Exception as error:  # drivers, databases and servers raise errors of their own
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]  # the rest may go on for pages
-        raise UserError(f"{store_name()} failed: {without_credentials(message)[:300]}") from error
+        if is_refusal(error):
+            raise RefusedError(f"{store_name()} refuses it: {reason_of(error)}") from error
+        raise UserError(f"{store_name()} failed: {reason_of(error)}") from error
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an error of MLflow is about a value that it was given, so that the store itself works."""
+    return getattr(error, "error_code", None) in REFUSALS or isinstance(error, UnicodeError)
+
+
+def reason_of(error: Exception) -> str:
+    """The first sentences of an error in one line, without credentials.
+
+    A sentence is left out if it would exceed `LONGEST_REASON`. A first sentence that does so alone ends in "...".
+    """
+    text = re.split(r"\n\s*(?:\n|\[SQL|\(Background)", str(error).strip())[0]  # what follows may go on for pages
+    first, *others = re.split(r"(?<=[.!?])\s+", without_credentials(" ".join(text.split())) or type(error).__name__)
+    reason = textwrap.shorten(first, LONGEST_REASON, placeholder=" ...")
+    for sentence in others:
+        if len(reason) + 1 + len(sentence) > LONGEST_REASON:
+            break
+        reason += f" {sentence}"
+    return reason
 
 
 def connect() -> "MlflowClient":

@@ -27,12 +27,18 @@ class Held:
     outputs: Outputs
     commits: list[Commit]
 
+    @property
+    def name(self) -> str:
+        """What a report calls it: its newest experiment or commit, or the work tree."""
+        return _name(self.commits[-1] if self.commits else None)
+
 
 def sync(root: Path, revisions: Sequence[str], report: Report) -> None:
     """Give every DVC experiment, every named commit and the work tree its run, and close the runs of dead processes.
 
     States that are incomplete, because params or code changed since the last `dvc repro`, are reported and left out.
-    An unknown revision or a failing store is a `UserError`.
+    A `UserError` says that a revision is unknown, the store fails, or, after all others have their run, that the store
+    refuses some states, e.g. for their experiment.
     """
     repository = Repository(root)
     named = [commit for revision in revisions for commit in repository.named(revision)]
@@ -41,13 +47,22 @@ def sync(root: Path, revisions: Sequence[str], report: Report) -> None:
         lines = [f"closed    {name}: its process died" for name in runs.close_dead_runs(client)]
     for line in lines:
         report(line)
+    num_refused = 0
     for entry in held:
-        with store.session() as client:
-            line = _reconcile(client, entry, repository)
+        try:
+            with store.session() as client:
+                line = _reconcile(client, entry, repository)
+        except store.RefusedError as error:
+            num_refused += 1
+            report(f"refused   {entry.name}: {error}")
+            continue
         if line:
             report(line)
             lines.append(line)
-    report(f"{len(held)} state(s) have their run: {f'{len(lines)} run(s) changed' if lines else 'nothing to do'}")
+    changed = f"{len(lines)} run(s) changed" if lines else "nothing to do"
+    report(f"{len(held) - num_refused} state(s) have their run: {changed}")
+    if num_refused:
+        raise UserError(f"{num_refused} state(s) have no complete run, for the reasons above")
 
 
 def find_states(root: Path, commits: Iterable[Commit | None], report: Report) -> list[Held]:
@@ -62,11 +77,14 @@ def find_states(root: Path, commits: Iterable[Commit | None], report: Report) ->
                 raise UserError("run `dvc repro`: " + "; ".join(f"{name} ({parts})" for name, parts in changes.items()))
             entry = held.setdefault(key, Held(state, read_outputs(state, state.stages), []))
         except UserError as error:
-            name = commit.experiment or commit.revision[:7] if commit else "the work tree"
-            report(f"left out  {name}: {error}")
+            report(f"left out  {_name(commit)}: {error}")
         else:
             entry.commits += [commit] if commit else []
     return list(held.values())
+
+
+def _name(commit: Commit | None) -> str:
+    return commit.experiment or commit.revision[:7] if commit else "the work tree"
 
 
 def _reconcile(client: "MlflowClient", held: Held, repository: Repository) -> str:

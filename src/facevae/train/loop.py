@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from facevae.config.checks import warn_of_large_batch
 from facevae.config.schema import TrainParams
 from facevae.device import memory_format
 from facevae.errors import UserError
@@ -21,6 +22,7 @@ from facevae.storage.tables import round_number
 from facevae.train.batches import Batches, ImageReader, num_batches
 from facevae.train.distributed import ALONE, Workers
 from facevae.train.epoch import ADVICE, EpochRow, train_epoch, validate
+from facevae.train.previews import Previewer, Previews
 from facevae.train.step import Optimization, with_prefix
 
 
@@ -35,10 +37,13 @@ class Progress:
     tensors
         By name: the weights, their average, the optimisers' moments and the best epoch's weights. They are not copies:
         use them before training goes on.
+    previews
+        The pictures of each epoch, if they are drawn.
     """
 
     rows: list[EpochRow]
     tensors: dict[str, Tensor]
+    previews: list[Previews] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ def train(
     start: Progress | None = None,
     on_epoch: Sequence[Callable[[Progress], None]] = (),
     workers: Workers = ALONE,
+    draw: bool = False,
 ) -> TrainingResult:
     """Train a VAE and keep the weights of its best epoch.
 
@@ -92,9 +98,11 @@ def train(
     start
         Where a training with the same arguments stopped. It continues to the same result. None: start anew.
     on_epoch
-        Called after each epoch.
+        Called after each epoch, and with `start` before the first.
     workers
         The processes that train together. Each calls this with the same arguments; the first one's `start` counts.
+    draw
+        Whether the first process draws previews of each epoch.
 
     Raises
     ------
@@ -102,18 +110,24 @@ def train(
         Too many steps were skipped, or the validation loss is not finite. The message says what to change.
     """
     model.set_memory_format(memory_format(device, largest_map_bytes(model.params, model.image_size)))
+    if workers.leads:
+        warn_of_large_batch("train.batch_size", params.batch_size, len(train_images))
     steps_per_epoch = num_batches(len(train_images), params.batch_size)
     optimization = Optimization(model.to(device), params, steps_per_epoch, device, workers)
     batches = Batches(params, model.params.latent_dim, seed, device, workers)
     start = workers.from_leader(start)
-    rows, best_weights = [], model.state_dict()
+    rows, previews, best_weights = [], [], model.state_dict()
     if start is not None:
-        rows = list(start.rows)
+        rows, previews = list(start.rows), list(start.previews)
         best_weights = with_prefix(start.tensors, "best.")
         optimization.restore(start.tensors, len(rows) * steps_per_epoch)
+        for call in on_epoch:
+            call(start)
     num_images, num_done = params.epochs * len(train_images), len(rows) * len(train_images)
     hidden = None if workers.leads else True  # None: hidden unless there is a terminal
-    reader, validation_reader = None, ImageReader(binarize(validation_images, params.binarization, seed), device)
+    validation_images = binarize(validation_images, params.binarization, seed)
+    reader, validation_reader = None, ImageReader(validation_images, device)
+    previewer = Previewer(validation_images, model.params.latent_dim, seed)
     with tqdm(total=num_images, initial=num_done, desc="train", unit="image", disable=hidden) as bar:
         for epoch in range(len(rows) + 1, params.epochs + 1):
             if reader is None or params.binarization == "per_epoch":
@@ -128,9 +142,11 @@ def train(
                 raise UserError(f"the validation loss is {rows[-1]['validation_loss']} after epoch {epoch}. {ADVICE}")
             if _best_epoch(rows) == epoch:
                 best_weights = copy.deepcopy(optimization.validated.state_dict())
+            if draw and workers.leads:
+                previews.append(previewer.draw(optimization.validated))
             best = {f"best.{name}": weight for name, weight in best_weights.items()}
             for call in on_epoch:
-                call(Progress(rows, optimization.tensors() | best))
+                call(Progress(rows, optimization.tensors() | best, previews))
     model.load_state_dict(best_weights)
     history = pd.DataFrame(rows).astype({"epoch": int, "skipped_steps": int})
     return TrainingResult(model.cpu().eval(), history, _best_epoch(rows))

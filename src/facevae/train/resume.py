@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import torch
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
@@ -29,11 +30,12 @@ logger = logging.getLogger(__name__)
 
 
 class ResumeHeader(BaseModel):
-    """The history so far."""
+    """The history so far, and the names of each epoch's previews."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     rows: list[dict[str, float]]
+    previews: list[list[str]]
 
 
 class ResumeFile:
@@ -66,17 +68,28 @@ class ResumeFile:
             self.remove()
             return None
         logger.warning("training continues after epoch %d, where it stopped", len(header.rows))
-        return Progress(header.rows, tensors)
+        previews = [
+            {name: tensors.pop(_preview(epoch, name)).numpy().tobytes() for name in names}
+            for epoch, names in enumerate(header.previews, 1)
+        ]
+        return Progress(header.rows, tensors, previews)
 
     def save(self, progress: Progress) -> None:
         """Replace what was saved before. A full disk costs a warning, not the training.
 
-        A lock admits one process at a time: queued experiments that differ only in later stages share a training.
+        The previews are saved too: their weights are gone. A lock admits one process at a time: queued experiments that
+        differ only in later stages share a training.
         """
+        header = ResumeHeader(rows=progress.rows, previews=[list(previews) for previews in progress.previews])
+        pictures = {
+            _preview(epoch, name): torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            for epoch, previews in enumerate(progress.previews, 1)
+            for name, content in previews.items()
+        }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._lock:
-                write_tensors(self.path, progress.tensors, ResumeHeader(rows=progress.rows))
+                write_tensors(self.path, progress.tensors | pictures, header)
                 with suppress(FileNotFoundError):  # another training may have removed its own
                     self._remove_abandoned()
         except OSError as error:
@@ -96,3 +109,8 @@ class ResumeFile:
         for path in sorted(written, key=written.__getitem__)[:-MAX_FILES]:
             if time.time() - written[path] > SECONDS_TO_REST:
                 path.unlink(missing_ok=True)
+
+
+def _preview(epoch: int, name: str) -> str:
+    """The name of a preview among the tensors."""
+    return f"preview.{epoch}.{name}"

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from facevae.data.sources.row_names import find_rows
+from facevae.data.sources.zip_images import read_file
 from facevae.errors import UserError
+
+VALUES = {  # -1 and 0 both mean no, but never in the same column
+    **dict.fromkeys(("1", "1.0", "True", "TRUE", "true"), 1),
+    **dict.fromkeys(("0", "0.0", "False", "FALSE", "false"), 0),
+    **dict.fromkeys(("-1", "-1.0"), -1),
+}
 
 
 def read_celeba_table(path: Path) -> pd.DataFrame:
@@ -52,41 +60,40 @@ def to_attributes(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.D
     Raises
     ------
     UserError
-        An image has no row, a value is not -1, 0 or 1, or a column has a name that facevae reserves.
+        An image has no row, a value is none of `VALUES`, a column has both -1 and 0, or a name that facevae reserves.
     """
     for reserved in ("name", "split", "attribute"):
         if reserved in table:
             raise UserError(f"{path}: a column is named {reserved!r}, a name that facevae's tables use: rename it")
-    rows = rows_of(table, names, path)
-    wrong = np.argwhere(~rows.isin(["-1", "0", "1"]).to_numpy())
-    if len(wrong):
-        row, column = wrong[0]
-        value, attribute = rows.iloc[row, column], rows.columns[column]
-        raise UserError(f"{path}: {names[row]} has {value!r} for {attribute}; allowed: -1, 0, 1")
-    return (rows == "1").astype("uint8")
+    positions = find_rows(table.index, names, path)
+    attributes = np.empty((len(names), table.shape[1]), np.uint8)
+    for column, attribute in enumerate(table.columns):
+        codes, found = pd.factorize(table[attribute])
+        texts, used = [str(text) for text in found], codes[positions]
+        for code in map(int, pd.unique(used)):
+            if texts[code] not in VALUES:
+                name = names[int(np.argmax(used == code))]
+                raise UserError(
+                    f"{path}: {name} has {texts[code]!r} for {attribute}; allowed: -1, 0, 1, True and False"
+                )
+        values = [VALUES.get(text) for text in texts]
+        if {-1, 0} <= {*values}:
+            raise UserError(
+                f"{path}: {attribute} has both -1 and 0, so that one of them may mean unknown: leave two values, or "
+                "remove the column"
+            )
+        attributes[:, column] = np.array([value == 1 for value in values])[used]
+    return pd.DataFrame(attributes, index=list(names), columns=table.columns)
 
 
 def rows_of(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.DataFrame:
-    """The rows of `names`, in that order.
-
-    Raises
-    ------
-    UserError
-        Some names have no row; the message lists the first ten.
-    """
-    present = set(table.index)
-    missing = [name for name in names if name not in present]
-    if missing:
-        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        raise UserError(
-            f"{path} has no row for {len(missing)} of {len(names)} images: {shown}; add the rows or remove the images"
-        )
-    return table.loc[list(names)]
+    """The rows of `names`, in that order, under these names; see `find_rows` for errors."""
+    return table.iloc[find_rows(table.index, names, path)].set_axis(list(names))
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
 

@@ -1,32 +1,14 @@
-"""CelebA (Liu et al. 2015) as its authors or Kaggle pack it: a folder or zip of aligned faces, and tables."""
+"""CelebA (Liu et al. 2015) or CelebAMask-HQ (Lee et al. 2020): a folder or zip of aligned faces, and tables."""
 
-import re
-import struct
-import zipfile
-import zlib
-from collections import Counter
 from collections.abc import Sequence
-from functools import cache, partial
 from pathlib import Path
 
-from PIL import Image
-
-from facevae.data.image_file import BadImageError, check_file_size, read_image
 from facevae.data.sources.attribute_tables import read_celeba_table, rows_of, to_attributes
-from facevae.data.sources.folder import read_from_folder
+from facevae.data.sources.celeba_layouts import Faces, find_faces, find_table
 from facevae.data.sources.source import Source
 from facevae.errors import UserError
 
-FOLDER = "img_align_celeba"
-ARCHIVE = "img_align_celeba.zip"
-ATTRIBUTES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
-PARTITION = ("list_eval_partition.txt", "list_eval_partition.csv")
 PARTS = {"0": "train", "1": "validation", "2": "test"}
-DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)  # from zipfile
-HOW_TO_GET = (
-    "Download CelebA from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html or from Kaggle "
-    "(jessicali9530/celeba-dataset)"
-)
 
 
 def open_celeba(root: Path, num_images: int | None, *, official: bool) -> Source:
@@ -35,8 +17,8 @@ def open_celeba(root: Path, num_images: int | None, *, official: bool) -> Source
     Parameters
     ----------
     root
-        Holds the tables as .txt or .csv, and the images in `img_align_celeba/`, in Kaggle's doubled folder
-        `img_align_celeba/img_align_celeba/`, or in `img_align_celeba.zip`, which is read without unpacking.
+        Holds the tables as .txt or .csv, and the images in a folder or in a zip, which is read without unpacking: as on
+        the authors' site, as torchvision puts them, or as Kaggle packs them.
     num_images
         How many images to take from the front; None takes all.
     official
@@ -48,35 +30,18 @@ def open_celeba(root: Path, num_images: int | None, *, official: bool) -> Source
         A file is missing (the message says where it should be and how to get it), the zip is damaged or holds an
         image twice, or a table is malformed or lacks rows.
     """
-    folder, archive = _find_folder(root), root / ARCHIVE
-    if folder is not None:
-        names = sorted(path.name for path in folder.glob("*.jpg"))[:num_images]
-        read = partial(read_from_folder, folder, names)
-    elif archive.is_file():
-        members = _list_members(archive)[:num_images]
-        names = [Path(member).name for member in members]
-        read = partial(_read_from_archive, archive, members)
-    else:
-        raise UserError(f"data.root: found neither {root / FOLDER}/*.jpg nor {archive}. {HOW_TO_GET}")
-    table = _find_table(root, ATTRIBUTES)
+    faces = find_faces(root)
+    names = faces.names(num_images)
+    table = find_table(root, faces, faces.edition.attributes)
     attributes = to_attributes(read_celeba_table(table), names, table)
-    return Source(names, attributes, read, _read_partition(root, names) if official else None)
+    partition = _read_partition(root, faces, names) if official else None
+    return Source(names, attributes, faces.reader(num_images), partition, faces.listing.left_out)
 
 
-def _find_folder(root: Path) -> Path | None:
-    candidates = (root / FOLDER, root / FOLDER / FOLDER)
-    return next((folder for folder in candidates if folder.is_dir() and any(folder.glob("*.jpg"))), None)
-
-
-def _find_table(root: Path, choices: tuple[str, ...]) -> Path:
-    for name in choices:
-        if (root / name).is_file():
-            return root / name
-    raise UserError(f"data.root: {root} holds neither {' nor '.join(choices)}. {HOW_TO_GET}")
-
-
-def _read_partition(root: Path, names: Sequence[str]) -> list[str]:
-    path = _find_table(root, PARTITION)
+def _read_partition(root: Path, faces: Faces, names: Sequence[str]) -> list[str]:
+    if not faces.edition.partition:
+        raise UserError(f"data.split: 'official', but the images in {faces.place} have no official split: use random")
+    path = find_table(root, faces, faces.edition.partition)
     table = rows_of(read_celeba_table(path), names, path)
     if table.shape[1] != 1:
         raise UserError(f"{path} has {table.shape[1]} values for each image; a split needs one: 0, 1 or 2")
@@ -85,32 +50,3 @@ def _read_partition(root: Path, names: Sequence[str]) -> list[str]:
     if len(unknown):
         raise UserError(f"{path}: {unknown.index[0]} is in part {unknown.iloc[0]!r}; allowed: 0, 1, 2")
     return [PARTS[code] for code in codes]
-
-
-def _list_members(archive: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = [name for name in opened.namelist() if re.fullmatch(rf"(?:{FOLDER}/)*[^/\\]+\.jpg", name)]
-    except DAMAGE as error:
-        raise UserError(f"{archive} is not a complete zip file ({error}): download it again. {HOW_TO_GET}") from error
-    if not members:
-        raise UserError(f"{archive} holds no {FOLDER}/*.jpg. {HOW_TO_GET}")
-    [(name, count)] = Counter(Path(member).name for member in members).most_common(1)
-    if count > 1:
-        raise UserError(f"{archive} holds {name} {count} times: pack the zip again with each image once")
-    return sorted(members)
-
-
-@cache
-def _open_archive(archive: Path) -> zipfile.ZipFile:
-    return zipfile.ZipFile(archive)  # one per process, because forks would share the position in the file
-
-
-def _read_from_archive(archive: Path, members: Sequence[str], position: int) -> Image.Image:
-    try:
-        opened = _open_archive(archive)
-        check_file_size(opened.getinfo(members[position]).file_size)  # zipfile unpacks no more than this
-        with opened.open(members[position]) as file:
-            return read_image(file)
-    except DAMAGE as error:
-        raise BadImageError(f"it cannot be read from {archive.name}: {error}") from error

@@ -7,8 +7,10 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from facevae.data.image_file import SUFFIXES, read_image
+from facevae.data.image_file import FORMATS, read_image
 from facevae.data.sources.attribute_tables import read_csv_table, to_attributes
+from facevae.data.sources.hints import hint
+from facevae.data.sources.listing import describe, list_images
 from facevae.data.sources.source import Source
 from facevae.errors import UserError
 
@@ -21,13 +23,16 @@ def open_folder(root: Path, num_images: int | None) -> Source:
     Raises
     ------
     UserError
-        `root` is not a folder, holds no image, or its attributes.csv lacks rows or has values other than -1, 0 and 1.
+        `root` is not a folder, holds no image or a folder that cannot be read, or its attributes.csv lacks rows or has
+        values other than -1, 0 and 1.
     """
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder: put the images there, or set data.root to their folder")
-    names = sorted(list_images(root))[:num_images]
+    listing = list_images(root, known={ATTRIBUTES})
+    names = listing.names[:num_images]
     if not names:
-        raise UserError(f"data.root: {root} holds no image ({', '.join(sorted(SUFFIXES))})")
+        but = f", but {describe(listing.left_out)}" if listing.left_out else ""
+        raise UserError(f"data.root: {root} holds no image ({', '.join(FORMATS)}){but}.{hint(root, 'folder')}")
     for name in names:
         if "\r" in name or name.encode(errors="ignore").decode() != name:
             raise UserError(
@@ -36,14 +41,7 @@ def open_folder(root: Path, num_images: int | None) -> Source:
             )
     table = root / ATTRIBUTES
     attributes = to_attributes(read_csv_table(table), names, table) if table.is_file() else pd.DataFrame(index=names)
-    return Source(names, attributes, partial(read_from_folder, root, names))
-
-
-def list_images(root: Path) -> list[str]:
-    """Relative paths, with forward slashes, of all files with an image's suffix, except hidden files and folders."""
-    paths = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
-    names = (path.relative_to(root) for path in paths)
-    return [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
+    return Source(names, attributes, partial(read_from_folder, root, names), left_out=listing.left_out)
 
 
 def read_from_folder(root: Path, names: Sequence[str], position: int) -> Image.Image:

@@ -1,7 +1,7 @@
 """The interface of every source of raw images."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pandas as pd
 from PIL import Image
@@ -22,9 +22,12 @@ class Source:
         Returns the image at a position, or raises `BadImageError`. It can be pickled for other processes.
     partition
         "train", "validation" or "test" for each image, or None if the source has no official split.
+    left_out
+        Number of files by the reason why they are no images of the source.
     """
 
     names: Sequence[str]
     attributes: pd.DataFrame
     read: Callable[[int], Image.Image]
     partition: Sequence[str] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)

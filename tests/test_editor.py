@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facevae.crop import Crop
 from facevae.editor import page
 from facevae.editor.network import Operation, TensorFile, decoder_operations, encoder_operations
 from facevae.editor.page import build_page
@@ -72,7 +73,7 @@ def header_of(model: VAE, **changes: Any) -> CheckpointHeader:
     trained = {
         "likelihood": "gaussian",
         "binarization": "none",
-        "crop": None,
+        "crop": Crop(side=148, raw_side=178),
         "fingerprint": "0123456789abcdef",
     }
     shape = {"image_size": model.image_size, "image_channels": model.image_channels}

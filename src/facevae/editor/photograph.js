@@ -80,7 +80,8 @@ function squareOf(photograph) {
 
 async function opened(file) {
   const photograph = await createImageBitmap(file);
-  const scale = LARGEST / Math.min(photograph.width, photograph.height);
+  const shorter = Math.min(photograph.width, photograph.height);
+  const scale = LARGEST / shorter;
   if (scale >= 1) return photograph;
   const resizeWidth = Math.round(scale * photograph.width);
   return createImageBitmap(photograph, { resizeWidth, resizeQuality: "high" });

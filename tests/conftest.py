@@ -37,7 +37,6 @@ from facevae.evaluate import inception
 from facevae.evaluate.directions import FittedDirections, fit_directions, save_directions
 from facevae.model import checkpoint
 from facevae.model.vae import Posterior, new_model
-from facevae.priors import coupling_flow
 from facevae.priors.fitting import fit_priors, save_priors
 from facevae.tracking import stage_run
 
@@ -350,7 +349,6 @@ def working_in(folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(stage_run, "open_run", lambda _: nullcontext(SimpleNamespace(log_progress=lambda _: None)))
-        patch.setattr(coupling_flow, "NUM_STEPS", 1)
         patch.delenv("DVC_ROOT", raising=False)
         yield
 
@@ -473,7 +471,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     posteriors = Posterior(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 3))
     directions = FittedDirections(fit_directions(posteriors.mean, attributes, 0.5), "joint")
     save_directions(folder / "models" / "directions.safetensors", directions, fingerprint="abc")
-    priors = fit_priors(posteriors, posteriors, seed=0)
+    labels = torch.from_numpy(2 * attributes.to_numpy(dtype=np.float32) - 1)
+    priors = fit_priors(posteriors, posteriors, labels, tuple(attributes.columns), lambda _: 0.0, num_samples=4, seed=0)
     save_priors(folder / "models" / "priors.safetensors", priors, fingerprint="abc")
     for name, pixels in zip(("a.png", "b.jpg"), disc_images(2, size=20), strict=True):
         Image.fromarray(pixels).save(folder / name)

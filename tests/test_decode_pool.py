@@ -1,5 +1,6 @@
 """Decoding in other processes: on a Dask cluster, and on this machine through shared memory."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import free_port, small_params
+from conftest import ROOT, free_port, small_params
 from PIL import Image
 
 from facevae.data import decode_pool, preparation
@@ -75,6 +77,29 @@ def test_a_chunk_is_unchanged_while_the_next_is_decoded(monkeypatch: pytest.Monk
         time.sleep(0.1)  # until all pending chunks are decoded
         assert (start, bad) == (position, [])
         assert (images == position).all()
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])  # of Linux and of macOS
+def test_processes_are_no_forks_of_the_stage(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def refuse() -> int:
+        raise AssertionError("a fork")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    monkeypatch.setattr(decode_pool, "PROCESSES", multiprocessing.get_context(method))
+    source = open_source(PARAMS.data, PARAMS.seed)
+    decoded = [chunk for _, (chunk, _) in decode_in_order(source.read, PARAMS.data, 9, chunk_size=4)]
+    expected = [np.asarray(source.read(position)) for position in (8,)]
+    assert [len(chunk) for chunk in decoded] == [4, 4, 1]
+    assert np.array_equal(decoded[-1], expected)
+
+
+def test_processes_import_neither_the_script_nor_heavy_libraries() -> None:
+    """They start anew, so that each import costs time."""
+    code = "import facevae.data.decode_pool, facevae.data.sources.folder, sys; print(*sys.modules)"
+    environment = dict(os.environ, PYTHONPATH=str(ROOT / "src"))
+    imported = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).split()
+    assert {"numpy", "PIL.Image"} <= set(imported)
+    assert not {"pandas", "pydantic", "torch", "dicebear", "matplotlib", "yaml"} & set(imported)
 
 
 def test_dask_workers_with_several_threads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.resources import files
 from itertools import accumulate
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import dicebear
 import numpy as np
 import pandas as pd
-import resvg_py
 from PIL import Image
 
 from facevae.data.sources.source import Source
+
+if TYPE_CHECKING:
+    import dicebear
 
 Value = TypeVar("Value")
 
@@ -156,14 +157,19 @@ def attributes_of(avatar: Avatar) -> dict[str, bool]:
 
 def render(avatar: Avatar, image_size: int) -> Image.Image:
     """Draw a face: RGB, `image_size` x `image_size` pixels."""
+    import dicebear  # other sources do without these
+    import resvg_py
+
     svg = dicebear.Avatar(_load_style(), _style_options(avatar)).to_string()
     png = resvg_py.svg_to_bytes(svg_string=svg, width=image_size, height=image_size, skip_system_fonts=True)
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
 @cache
-def _load_style() -> dicebear.Style:
+def _load_style() -> "dicebear.Style":
     """The style "avataaars": art by Pablo Stanley, free for personal and commercial use, https://avataaars.com."""
+    import dicebear
+
     return dicebear.Style.from_json(files("dicebear_styles").joinpath("avataaars.json").read_text("utf-8"))
 
 

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 from PIL import Image
 
 from facevae.data.image_file import FORMATS, read_image
-from facevae.data.sources.attribute_tables import read_csv_table, to_attributes
 from facevae.data.sources.hints import hint
 from facevae.data.sources.listing import check_names, describe, list_images
 from facevae.data.sources.source import Source
@@ -28,6 +26,10 @@ def open_folder(root: Path, num_images: int | None) -> Source:
     """
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder: put the images there, or set data.root to their folder")
+    import pandas as pd  # takes longer than all else, and the processes that decode do without
+
+    from facevae.data.sources.attribute_tables import read_csv_table, to_attributes
+
     listing = list_images(root, known={ATTRIBUTES})
     names = listing.names[:num_images]
     if not names:

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from PIL import Image
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Source:
     """
 
     names: Sequence[str]
-    attributes: pd.DataFrame
+    attributes: "pd.DataFrame"
     read: Callable[[int], Image.Image]
     partition: Sequence[str] | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)

@@ -19,8 +19,10 @@ from test_editor import DIRECTIONS, MODELS, page_of, priors_of, trained_looking
 
 from facevae.config.params import load_params
 from facevae.config.schema import Binarization
+from facevae.crop import Crop
 from facevae.data.image_file import fit_image
 from facevae.editor.page import NUM_FACES
+from facevae.image_input import to_pixels
 from facevae.model.binarization import binarize
 from facevae.model.inference import decode_all, encode_all
 from facevae.model.vae import VAE
@@ -74,8 +76,8 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]
 
 @pytest.fixture
 def page(model: VAE, open_page: Callable[..., Page]) -> Page:
-    """The editor of a small model, showing its first face."""
-    page = open_page(page_of(model))
+    """The editor of a small model of whole images, showing its first face."""
+    page = open_page(page_of(model, crop=None))
     expect(page.get_by_role("button", name="New face")).to_be_enabled()
     return page
 
@@ -252,20 +254,20 @@ def test_photograph_goes_through_the_encoder(page: Page, model: VAE, size: tuple
 
 @pytest.mark.parametrize(
     ("image_channels", "crop", "binarization"),
-    [(1, None, "none"), (3, 14, "none"), (3, 9, "none"), (1, None, "threshold")],
-    ids=["grey", "the training's crop", "far larger than the training's crop", "black and white"],
+    [(1, None, "none"), (3, Crop(side=148, raw_side=178), "none"), (1, None, "threshold")],
+    ids=["grey", "the training's crop", "black and white"],
 )
 def test_photograph_is_prepared_as_in_training(
-    image_channels: int, crop: int | None, binarization: Binarization, open_page: Callable[..., Page]
+    image_channels: int, crop: Crop | None, binarization: Binarization, open_page: Callable[..., Page]
 ) -> None:
     model = trained_looking(image_channels, normalization="batch")
     page = open_page(page_of(model, crop=crop, binarization=binarization))
     expect(page.get_by_role("button", name="Use a photo")).to_be_enabled()
-    pixels = disc_images(1, 20)[0]
+    pixels = disc_images(1, 40)[0][:, :31]
     choose_file(page, png(pixels))
     page.get_by_role("button", name="Edit this face").click()
-    prepared = fit_image(Image.fromarray(pixels), 8, image_channels, crop if crop == 14 else None)
-    assert_shows(page, model, encode_all(model, binarize(prepared[None], binarization, 0)).mean[0].numpy())
+    prepared = to_pixels(Image.fromarray(pixels), (8, 8, image_channels), crop)
+    assert_shows(page, model, encode_all(model, binarize(prepared, binarization, 0)).mean[0].numpy())
 
 
 def test_photograph_is_framed(page: Page, model: VAE) -> None:

@@ -36,10 +36,12 @@ from facevae.evaluate.directions import FittedDirections, load_directions, save_
 from facevae.evaluate.judge import Classifier, load_classifier, save_classifier
 from facevae.model import checkpoint
 from facevae.model.vae import VAE
-from facevae.priors.coupling_flow import Flow
-from facevae.priors.fitting import FittedPriors, load_priors, save_priors
+from facevae.priors import velocity as velocity_module
+from facevae.priors.fitting import FittedPriors, PriorScores, load_priors, save_priors
+from facevae.priors.flow_matching import FlowMatching
 from facevae.priors.mixture import Mixture
 from facevae.priors.normal import StandardNormal
+from facevae.priors.velocity import Velocity
 from facevae.storage.tensors import DIGEST_LENGTH, METADATA, read_tensors, write_tensors
 from facevae.train import resume
 from facevae.train.resume import ResumeFile
@@ -104,7 +106,12 @@ def load_judge(path: Path) -> object:
 
 def load_all_priors(path: Path) -> object:
     fitted = load_priors(path, fingerprint="a")
-    return comparable(fitted.flow.state_dict()), comparable(vars(fitted.mixture)), fitted.heldout_nats
+    return (
+        comparable(fitted.flow.velocity.state_dict()),
+        comparable({"mean": fitted.flow.mean, "factor": fitted.flow.factor}),
+        comparable(vars(fitted.mixture)),
+        fitted.scores,
+    )
 
 
 def load_all_directions(path: Path) -> object:
@@ -124,7 +131,20 @@ def load_progress(path: Path) -> object:
 def some_priors() -> FittedPriors:
     eye = torch.eye(3, dtype=torch.float64)
     mixture = Mixture(eye.new_ones(1), eye.new_zeros(1, 3), eye[None])
-    return FittedPriors(StandardNormal(3), mixture, Flow(3), {"normal": -1.0, "mixture": -2.0, "flow": float("-inf")})
+    flow = FlowMatching(Velocity(3, 1), eye.new_zeros(3), eye.clone(), ("Odd",))
+    scores = {
+        name: PriorScores(heldout_nats=nats, validation_frechet_distance=1.0, copied_share=0.0)
+        for name, nats in (("normal", -1.0), ("mixture", -2.0), ("flow", float("-inf")))
+    }
+    return FittedPriors(StandardNormal(3), mixture, flow, scores)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow() -> Iterator[None]:
+    """A narrow network, so that files of priors are small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(velocity_module, "WIDTH", 8)
+        yield
 
 
 @pytest.fixture(scope="module")

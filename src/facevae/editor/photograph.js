@@ -81,7 +81,7 @@ function squareOf(photograph) {
 async function opened(file) {
   const photograph = await createImageBitmap(file);
   const shorter = Math.min(photograph.width, photograph.height);
-  const scale = Math.max(LARGEST, 2 * model.crop) / shorter;
+  const scale = LARGEST / shorter;
   if (scale >= 1) return photograph;
   const resizeWidth = Math.round(scale * photograph.width);
   return createImageBitmap(photograph, { resizeWidth, resizeQuality: "high" });

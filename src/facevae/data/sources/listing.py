@@ -19,6 +19,7 @@ ELSEWHERE = "not in the folder of the images"
 
 SYSTEM_NAMES = frozenset(  # in lower case
     {
+        "__pycache__",  # in .dvcignore
         "__macosx",  # AppleDouble files, in zips that macOS made
         "@eadir",  # thumbnails of Synology's file servers
         "#recycle",

@@ -388,6 +388,7 @@ def evaluation_params(params: Params) -> EvaluateParams:
         batch_size=100,
         num_importance_samples=8,
         num_samples=1000,
+        temperature=params.evaluate.temperature,
         attributes=("Eyeglasses", "Smiling", "Male", "Blond_Hair"),
         strengths=(0.5, 1.0, 2.0, 3.0),
         num_edited_images=40,

@@ -42,6 +42,7 @@ def size_of(path: str) -> tuple[int, int]:
     [
         (["sample", "-n", "5", "--seed", "3"], "samples.png"),
         (["sample", "--prior", "normal"], "samples.png"),
+        (["sample", "--temperature", "0.5", "--with", "Smiling", "--without", "Eyeglasses"], "samples.png"),
         (["reconstruct", "a.png", "b.jpg"], "reconstructions.png"),
         (["interpolate", "a.png", "b.jpg", "-n", "4"], "interpolation.png"),
         (["edit", "a.png", "--add", "Smiling", "--strength", "1.5", "--remove", "Eyeglasses"], "edit.png"),
@@ -138,7 +139,28 @@ def test_model_option_names_another_folder() -> None:
         call("sample")
 
 
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("output", ["walk.gif", "walk.webp"])
+def test_a_walk_is_an_animation_with_the_frames_of_the_python_api(output: str) -> None:
+    arguments = ["walk", "--num-stops", "2", "--num-steps", "3", "-n", "2", "--with", "Smiling", "-o", output]
+    assert call(*arguments).strip() == output
+    first = Path(output).read_bytes()
+    call(*arguments)
+    assert Path(output).read_bytes() == first
+    frames = facevae.load("models/vae.safetensors").walk(2, 3, num_faces=2, present=["Smiling"])
+    with Image.open(output) as animation:
+        assert 2 < animation.n_frames <= 6  # type: ignore[attr-defined] # WebP joins frames that look alike
+        shown = np.asarray(animation.convert("RGB"))[:160, :160]
+    expected = frames[0, 0].repeat(20, axis=0).repeat(20, axis=1)
+    assert np.abs(shown.astype(int) - expected).mean() < 20  # of 255: both formats lose colours
+
+
 BAD = [  # arguments, part of the error's message
+    ("sample --with Smile", "unknown attribute 'Smile'. Known attributes: Eyeglasses, Smiling"),
+    ("sample --with Smiling --without Smiling", "Smiling is both present and absent"),
+    ("sample --with Smiling --prior mixture", "prior: 'mixture' knows no attributes; use 'flow'"),
+    ("walk -o walk.png", "walk.png ends neither in .gif nor in .webp"),
+    ("walk -o a.png/walk.gif", "--output: a.png/walk.gif cannot be written"),
     ("edit a.png --add Smile", "Eyeglasses, Smiling"),
     ("edit a.png --add Smiling --remove Smiling", "Smiling is both added and removed"),
     ("edit a.png", "no attribute to add or remove"),
@@ -175,6 +197,8 @@ MISUSED = [  # arguments, part of the output
     ("sample -n many", "'--num-samples' / '-n': Input should be a valid integer"),
     ("sample --seed -1", "'--seed': Input should be greater than or equal to 0"),
     ("sample --seed 4294967296", "'--seed': Input should be less than or equal to 4294967295"),
+    ("sample --temperature 3", "'--temperature': Input should be less than or equal to 2"),
+    ("walk --num-stops 1", "'--num-stops': Input should be greater than or equal to 2"),
     ("sample --prior gamma", "'gamma' is not one of 'best', 'normal', 'mixture', 'flow'"),
     ("sample --unknown", "No such option: --unknown"),
     ("interpolate a.png", "Missing argument 'second'"),

@@ -31,7 +31,15 @@ from facevae.model.vae import VAE, new_model
 from facevae.train.loop import train
 
 CPU = torch.device("cpu")
-TABLES = ["latent.csv", "likelihood.csv", "samplers.csv", "attribute_auc.csv", "edits.csv", "leakage.csv"]
+TABLES = [
+    "latent.csv",
+    "likelihood.csv",
+    "samplers.csv",
+    "conditional.csv",
+    "attribute_auc.csv",
+    "edits.csv",
+    "leakage.csv",
+]
 
 
 @pytest.fixture

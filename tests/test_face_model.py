@@ -73,6 +73,23 @@ def test_samples_are_decoded_draws_from_the_prior(model: FaceModel, network: VAE
     assert not np.array_equal(faces, model.sample(5, seed=4, prior=prior))
 
 
+def test_samples_may_be_asked_for_attributes_at_a_temperature(model: FaceModel, network: VAE, trained: Path) -> None:
+    flow = load_priors(trained / "models" / "priors.safetensors", fingerprint=FINGERPRINT).flow
+    asked = flow.given(present=["Smiling"], absent=["Eyeglasses"])
+    latent = asked.sample(5, torch.Generator().manual_seed(3), temperature=0.5)
+    faces = model.sample(5, seed=3, temperature=0.5, present=["Smiling"], absent=["Eyeglasses"])
+    assert np.array_equal(faces, decode_all(network, latent))
+
+
+def test_a_walk_passes_draws_and_ends_where_it_began(model: FaceModel) -> None:
+    frames = model.walk(3, 50, num_faces=2, seed=4)
+    assert frames.shape == (150, 2, 8, 8, 3)
+    steps = np.abs(np.diff(np.concatenate([frames, frames[:1]]).astype(int), axis=0)).max()
+    assert steps < np.abs(frames[0].astype(int) - frames[50]).max()
+    still = model.walk(2, 2, temperature=0)
+    assert np.array_equal(still, still[:1].repeat(4, axis=0))
+
+
 def test_latents_are_posterior_means(model: FaceModel, network: VAE) -> None:
     latent = model.encode(IMAGES)
     assert latent.dtype == np.float32
@@ -296,6 +313,11 @@ def test_numbers_out_of_range_are_refused(model: FaceModel) -> None:
         (lambda: model.sample(2, seed=-1), "seed: -1 is out of range; use 0 to 4294967295"),
         (lambda: model.sample(2, seed=2**32), "seed: 4294967296 is out of range"),
         (lambda: model.sample(2, prior="gamma"), "prior: 'gamma' is unknown; use one of best, normal, mixture, flow"),
+        (lambda: model.sample(2, temperature=-0.5), "temperature: -0.5 is out of range; use a number from 0 to 2"),
+        (lambda: model.sample(2, temperature=float("nan")), "temperature: nan is out of range"),
+        (lambda: model.sample(2, present="Smiling"), "present: 'Smiling' is a single string; use a list"),
+        (lambda: model.sample(2, absent=["Smile"]), "unknown attribute 'Smile'. Known attributes: Eyeglasses, Smiling"),
+        (lambda: model.walk(1), "num_stops: 1 is out of range; use 2 to"),
         (lambda: model.interpolate(IMAGES[0], IMAGES[1], 1), "num_steps: 1 is out of range; use 2 to"),
         (lambda: model.interpolate(IMAGES[:2], IMAGES[2]), "interpolate: 2 and 1 images; pass one image for each end"),
         (lambda: model.prepare(IMAGES, crop=0), "crop: 0 is out of range; use 1 to"),

@@ -10,6 +10,7 @@ import torch
 from conftest import small_params
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.spatial.distance import cdist
 
 from facevae.config.schema import Params
 from facevae.data.preparation import prepare
@@ -19,7 +20,7 @@ from facevae.errors import UserError
 from facevae.evaluate.directions import FittedDirections
 from facevae.evaluate.latent import latent_table
 from facevae.figures import charts, pictures, png
-from facevae.figures.gallery import COLUMNS, FIGURES, Results, render_all
+from facevae.figures.gallery import COLUMNS, FIGURES, WALK, Results, render_all
 from facevae.model.checkpoint import CheckpointHeader
 from facevae.model.inference import decode_all, encode_all
 from facevae.model.vae import VAE
@@ -60,14 +61,14 @@ def results_of(prepared: PreparedSet, params: Params) -> Results:
     )
     directions = FittedDirections({"joint": {"Odd": torch.ones(params.model.latent_dim)}}, "joint")
     posteriors = encode_all(model, prepared.images("train"))
-    labels = torch.zeros(len(posteriors.mean), 0)
-    priors = fit_priors(posteriors, posteriors, labels, (), lambda _: 0.0, num_samples=4, seed=0)
+    labels = torch.from_numpy(2 * prepared.attributes("train")[["Odd"]].to_numpy(dtype=np.float32) - 1)
+    priors = fit_priors(posteriors, posteriors, labels, ("Odd",), lambda _: 0.0, num_samples=4, seed=0)
     return Results(model, header, priors, directions, prepared, HISTORY, latent_table(posteriors), EDITS, LEAKAGE)
 
 
 def render(folder: Path, prepared: PreparedSet, params: Params) -> list[Path]:
     render_all(folder, results_of(prepared, params), params.figures, horizontal_flip=False, seed=0)
-    return [folder / f"{name}.png" for name in FIGURES]
+    return [*(folder / f"{name}.png" for name in FIGURES), folder / WALK]
 
 
 @pytest.mark.parametrize(("latent_dim", "attributes"), [(2, []), (5, ["Odd"])])
@@ -78,7 +79,7 @@ def test_every_figure_has_the_same_bytes_twice(
         model__latent_dim=latent_dim, figures__attributes=attributes, figures__latent_map_attributes=attributes
     )
     paths = render(tmp_path / "first", prepared, params)
-    assert [path.name for path in paths] == [f"{name}.png" for name in FIGURES]
+    assert sorted((tmp_path / "first").iterdir()) == sorted(paths)
     for path in paths:
         with Image.open(path) as picture:
             assert min(picture.size) > 60
@@ -116,13 +117,19 @@ def test_figures_show_the_images_they_name(
     one_more = decode_all(model, mean[:1] + results.directions.by_method["joint"]["Odd"])
     assert np.array_equal(shown["arithmetic"][0, [0, -1]], np.concatenate([images[:1], one_more]))
     for name, prior in results.priors.priors.items():
-        row = pictures.sample(model, prior, COLUMNS, COLUMNS, 0)[0]
+        row = pictures.sample(model, prior, COLUMNS, COLUMNS, 0, temperature=0.9)[0]
         assert np.array_equal(shown["samplers"][list(labels["samplers"]).index(name)], row)
-    best = pictures.sample(model, results.priors.priors[results.priors.best], COLUMNS, COLUMNS, 0)
-    assert np.array_equal(
-        shown["neighbours"], [*best, *pictures.nearest(best[0], prepared.images("train"), mirrored=False)]
-    )
-    own = pictures.sample(model, results.priors.priors[results.priors.best], params.figures.num_samples, COLUMNS, 0)
+    best = results.priors.priors[results.priors.best]
+    latent = best.sample(COLUMNS, torch.Generator().manual_seed(0), temperature=0.9)
+    assert np.array_equal(shown["neighbours"][0], decode_all(model, latent))
+    train = prepared.images("train")
+    assert np.array_equal(shown["neighbours"][1], pictures.nearest(shown["neighbours"][0], train, mirrored=False)[0])
+    nearest = cdist(latent.numpy(), encode_all(model, train).mean.numpy()).argmin(1)
+    assert np.array_equal(shown["neighbours"][2], train[nearest])
+    noise = torch.randn(COLUMNS // 2, params.model.latent_dim, generator=torch.Generator().manual_seed(0))
+    for shift, asked in enumerate((results.priors.flow.given(["Odd"]), results.priors.flow.given([], ["Odd"]))):
+        assert np.array_equal(shown["conditional"][0, shift::2], decode_all(model, asked.from_noise(0.9 * noise)))
+    own = pictures.sample(model, best, params.figures.num_samples, COLUMNS, 0, temperature=0.9)
     assert np.array_equal(shown["samples"], own)
     assert list(coloured_by[0]) == [0 if odd else -1 for odd in prepared.attributes(split)["Odd"]]
 

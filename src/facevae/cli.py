@@ -1,6 +1,7 @@
 """The `facevae` command, which uses the Python API for all that a trained model does."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +24,18 @@ CropOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed gives other faces.")]
+TemperatureOption = Annotated[
+    float, typer.Option(min=0, max=2, help="Factor of the noise. Below 1: more typical, less varied faces.")
+]
+WithOption = Annotated[
+    list[str] | None, typer.Option("--with", help="An attribute that the faces shall have. Repeat it for more.")
+]
+WithoutOption = Annotated[
+    list[str] | None, typer.Option("--without", help="An attribute that the faces shall lack. Repeat it for more.")
+]
+PriorsOption = Annotated[
+    Path | None, typer.Option(help="The file of fitted priors.", show_default=f"{PRIORS.name} beside the model")
+]
 PriorName = Literal["best", "normal", "mixture", "flow"]
 Method = Literal["best", "original", "difference", "balanced", "joint"]  # "best", or one of facevae.evaluate.directions
 TIMELAPSE = Path("timelapse.webp")
@@ -66,17 +79,51 @@ def sample(
     prior: Annotated[
         PriorName, typer.Option(help="What to draw latents from. best: what evaluate chose. normal: N(0, I).")
     ] = "best",
-    priors: Annotated[
-        Path | None, typer.Option(help="The file of fitted priors.", show_default=f"{PRIORS.name} beside the model")
-    ] = None,
+    temperature: TemperatureOption = 1.0,
+    present: WithOption = None,
+    absent: WithoutOption = None,
+    priors: PriorsOption = None,
     model: ModelOption = MODEL,
     output: OutputOption = Path("samples.png"),
 ) -> None:
     """Draw new faces."""
     from facevae.figures.pictures import in_rows
 
-    faces = facevae.load(model, priors=priors).sample(num_samples, seed=seed, prior=prior)
+    faces = facevae.load(model, priors=priors).sample(
+        num_samples, seed=seed, prior=prior, temperature=temperature, present=present or [], absent=absent or []
+    )
     _write(output, in_rows(faces, min(num_samples, COLUMNS)))
+
+
+@app.command()
+def walk(
+    num_stops: Annotated[int, typer.Option(min=2, max=MAX_STEPS, help="Number of faces to pass.")] = 6,
+    num_steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="Frames from one face to the next.")] = 12,
+    num_faces: Annotated[int, typer.Option("--num-faces", "-n", min=1, max=16, help="Walks side by side.")] = 4,
+    seed: SeedOption = 0,
+    temperature: TemperatureOption = 1.0,
+    present: WithOption = None,
+    absent: WithoutOption = None,
+    priors: PriorsOption = None,
+    model: ModelOption = MODEL,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The GIF or WebP file to write.")] = Path("walk.gif"),
+) -> None:
+    """Animate faces that turn into other faces and back, drawn by flow matching."""
+    from facevae.figures.animation import save_animation
+
+    loaded = facevae.load(model, priors=priors)
+    frames = loaded.walk(
+        num_stops,
+        num_steps,
+        num_faces=num_faces,
+        seed=seed,
+        temperature=temperature,
+        present=present or [],
+        absent=absent or [],
+    )
+    with _writing(output):
+        save_animation(output, _enlarged(frames))
+    typer.echo(output)
 
 
 @app.command()
@@ -202,10 +249,20 @@ def _write(
 
     if path.suffix.lower() != ".png":
         raise UserError(f"--output: {path} does not end in .png; pictures are PNG files")
+    with _writing(path):
+        save_tiles(path, _enlarged(tiles), row_labels=row_labels, column_labels=column_labels)
+    typer.echo(path)
+
+
+def _enlarged(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Tiles (rows, columns, height, width, channels) by a whole factor, to a height of about `TILE`."""
     factor = max(1, TILE // tiles.shape[2])
-    tiles = tiles.repeat(factor, axis=2).repeat(factor, axis=3)
+    return tiles.repeat(factor, axis=2).repeat(factor, axis=3)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        save_tiles(path, tiles, row_labels=row_labels, column_labels=column_labels)
+        yield
     except OSError as error:
         raise UserError(f"--output: {path} cannot be written: {error}") from error
-    typer.echo(path)

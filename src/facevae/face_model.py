@@ -1,6 +1,6 @@
 """A trained model in use: sample, encode, decode, reconstruct, edit and interpolate faces, arrays in and arrays out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from numbers import Real
 from operator import index
@@ -19,7 +19,7 @@ from facevae.model import checkpoint
 from facevae.model.binarization import binarize
 from facevae.model.inference import decode_all, encode_all
 from facevae.priors.fitting import FittedPriors, load_priors
-from facevae.priors.normal import Prior, StandardNormal
+from facevae.priors.normal import Prior, Sampler, StandardNormal
 
 if TYPE_CHECKING:  # it imports pandas, which only edits need
     from facevae.evaluate.directions import Directions, FittedDirections
@@ -31,6 +31,7 @@ Choice = TypeVar("Choice")
 BEST = "best"
 MAX_NUMBER = 2**31 - 1
 MAX_SEED = 2**32 - 1
+MAX_TEMPERATURE = 2.0
 MAX_STRENGTH = 1000.0  # far beyond any face, and far below what overflows float32
 
 
@@ -95,7 +96,16 @@ class FaceModel:
         square = self._header.crop if crop is None else _whole_number("crop", crop, minimum=1)
         return binarize(to_pixels(images, self.image_shape, square), self._header.binarization, seed=0)
 
-    def sample(self, num_samples: SupportsIndex, *, seed: SupportsIndex = 0, prior: str = BEST) -> Pixels:
+    def sample(
+        self,
+        num_samples: SupportsIndex,
+        *,
+        seed: SupportsIndex = 0,
+        prior: str = BEST,
+        temperature: float = 1.0,
+        present: Sequence[str] = (),
+        absent: Sequence[str] = (),
+    ) -> Pixels:
         """Draw new faces.
 
         Parameters
@@ -107,10 +117,54 @@ class FaceModel:
         prior
             What to draw latents from: "normal", which needs only the weights, "mixture", "flow", or "best", the one
             that the stage `evaluate` found best.
+        temperature
+            0 to 2, the factor of the noise that the faces are made of. Below 1 they are more typical and vary less.
+        present, absent
+            Attributes that the faces shall have and lack. With any, the prior must be "flow" or "best", and is flow
+            matching.
         """
         number = _whole_number("num_samples", num_samples, minimum=1)
         generator = torch.Generator().manual_seed(_whole_number("seed", seed, minimum=0, maximum=MAX_SEED))
-        return decode_all(self._model, self._prior(prior).sample(number, generator))
+        sampler = self._sampler(prior, _names("present", present), _names("absent", absent))
+        return decode_all(self._model, sampler.sample(number, generator, temperature=_temperature(temperature)))
+
+    def walk(
+        self,
+        num_stops: SupportsIndex = 4,
+        num_steps: SupportsIndex = 12,
+        *,
+        num_faces: SupportsIndex = 1,
+        seed: SupportsIndex = 0,
+        temperature: float = 1.0,
+        present: Sequence[str] = (),
+        absent: Sequence[str] = (),
+    ) -> Pixels:
+        """Faces that turn into other faces and back into the first, drawn by flow matching.
+
+        Parameters
+        ----------
+        num_stops, num_steps
+            How many faces to pass, 2 or more, and the frames from one to the next, 1 or more.
+        num_faces
+            How many such walks, 1 or more.
+        seed, temperature, present, absent
+            As for `sample`.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8 (num_stops * num_steps, num_faces, height, width, channels)
+        """
+        from facevae.figures.pictures import walk
+
+        asked = self._fitted_priors.flow.given(_names("present", present), _names("absent", absent))
+        sizes = (
+            _whole_number("num_stops", num_stops, minimum=2),
+            _whole_number("num_steps", num_steps, minimum=1),
+            _whole_number("num_faces", num_faces, minimum=1),
+        )
+        number = _whole_number("seed", seed, minimum=0, maximum=MAX_SEED)
+        return walk(self._model, asked, *sizes, number, temperature=_temperature(temperature))
 
     def encode(self, images: Images) -> Latents:
         """The latents of images, (N, latent_dim): the means of their posteriors."""
@@ -180,6 +234,13 @@ class FaceModel:
         weights = torch.linspace(0, 1, number)[:, None]  # (num_steps, 1)
         return self.decode(torch.lerp(start, end, weights).numpy())
 
+    def _sampler(self, prior: str, present: tuple[str, ...], absent: tuple[str, ...]) -> Sampler:
+        if not present and not absent:
+            return self._prior(prior)
+        if prior not in (BEST, "flow"):
+            raise UserError(f"prior: {prior!r} knows no attributes; use 'flow' with present or absent")
+        return self._fitted_priors.flow.given(present, absent)
+
     def _prior(self, name: str) -> Prior:
         if name == "normal":
             return StandardNormal(self.latent_dim)
@@ -221,6 +282,18 @@ def _whole_number(name: str, value: SupportsIndex, *, minimum: int, maximum: int
     if not minimum <= number <= maximum:
         raise UserError(f"{name}: {number} is out of range; use {minimum} to {maximum}")
     return number
+
+
+def _temperature(value: float) -> float:
+    if not isinstance(value, Real) or not 0 <= value <= MAX_TEMPERATURE:  # NaN is not <=
+        raise UserError(f"temperature: {value!r} is out of range; use a number from 0 to {MAX_TEMPERATURE:g}")
+    return float(value)
+
+
+def _names(name: str, attributes: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(attributes, str):
+        raise UserError(f"{name}: {attributes!r} is a single string; use a list of attributes")
+    return tuple(attributes)
 
 
 def _strengths(add: Mapping[str, float], remove: Mapping[str, float]) -> dict[str, float]:

@@ -16,6 +16,7 @@ Text = Annotated[str, Field(min_length=1, max_length=500, pattern="^[^\0]*$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(ge=0, le=2)]  # of a draw: factor of its noise
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -111,6 +112,7 @@ class EvaluateParams(Section):
     batch_size: PositiveInt
     num_importance_samples: PositiveInt  # latents drawn for each image
     num_samples: Annotated[int, Field(ge=2, lt=2**31)]  # pictures drawn from each prior
+    temperature: Temperature  # of these draws
     attributes: Annotated[tuple[str, ...], Field(strict=False)]  # whose edits are judged
     strengths: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
     num_edited_images: PositiveInt  # with each attribute, and as many without it
@@ -124,6 +126,7 @@ class FiguresParams(Section):
     split: Split
     num_reconstructions: PositiveInt
     num_samples: PositiveInt
+    temperature: Temperature
     num_interpolations: PositiveInt
     interpolation_steps: Annotated[int, Field(ge=3, lt=2**31)]
     attributes: Annotated[tuple[str, ...], Field(strict=False)]

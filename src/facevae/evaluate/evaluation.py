@@ -12,6 +12,7 @@ from facevae.config.checks import require_known
 from facevae.config.schema import EvaluateParams
 from facevae.data.prepared import PreparedSet, SplitName
 from facevae.errors import UserError
+from facevae.evaluate.conditional import conditional_metrics, conditional_table
 from facevae.evaluate.directions import FittedDirections, Method, auc_table, fit_directions
 from facevae.evaluate.edits import RANDOM, EditStudy, Strengths, study_edits
 from facevae.evaluate.judge import Classifier, judge, skill_table
@@ -108,6 +109,8 @@ def evaluate(
     shown = held_out.originals, judgement.features, held_out.posteriors
     samplers = Samplers(model, classifier, priors, *shown, params, horizontal_flip=horizontal_flip, seed=seed)
     samples = samplers.compared(train.originals)
+    labelled = held_out.originals, held_out.attributes
+    conditional = conditional_table(model, classifier, priors.flow, *labelled, params, seed=seed)
     studies = {
         name: study_edits(
             model,
@@ -132,6 +135,7 @@ def evaluate(
         **latent_metrics(held_out.posteriors),
         **{str(name): value for name, value in samples.to_dict("index")[priors.best].items()},
         "neighbour_distance_ratio": samplers.neighbour_distance_ratio(train.originals),
+        **conditional_metrics(conditional),
         **({} if skill.empty else {"classifier_auc": float(skill["classifier_auc"].mean())}),
         **_edit_metrics(edits, strengths, best_method),
     }
@@ -140,6 +144,7 @@ def evaluate(
         "latent.csv": latent_table(held_out.posteriors),
         "likelihood.csv": likelihood,
         "samplers.csv": samples.reset_index(),
+        "conditional.csv": conditional,
         "attribute_auc.csv": auc_table(held_out.posteriors.mean, held_out.attributes, directions).join(
             skill, on="attribute"
         ),

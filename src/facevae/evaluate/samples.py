@@ -47,7 +47,16 @@ def fit_compared_priors(
     varied = varied_attributes(train_attributes)
     labels = torch.from_numpy(varied.to_numpy(dtype=np.float32) * 2 - 1)
     names = tuple(varied.columns)
-    return fit_priors(train, validation, labels, names, distance, num_samples=num_samples, seed=seed)
+    return fit_priors(
+        train,
+        validation,
+        labels,
+        names,
+        distance,
+        num_samples=num_samples,
+        temperature=params.temperature,
+        seed=seed,
+    )
 
 
 class Samplers:
@@ -149,7 +158,8 @@ class Samplers:
         }
 
     def _draw(self, name: str, count: int) -> NDArray[np.uint8]:
-        return self._decode(self.priors.priors[name].sample(count, torch.Generator().manual_seed(self.seed)))
+        generator = torch.Generator().manual_seed(self.seed)
+        return self._decode(self.priors.priors[name].sample(count, generator, temperature=self.params.temperature))
 
     def _decode(self, latent: Tensor) -> NDArray[np.uint8]:
         return decode_all(self.model, latent, self.params.batch_size)

@@ -16,11 +16,12 @@ from facevae.config.schema import FiguresParams
 from facevae.data.prepared import PreparedSet
 from facevae.errors import UserError
 from facevae.evaluate.directions import Directions, FittedDirections, load_directions
-from facevae.figures import charts, pictures, png
+from facevae.evaluate.distances import nearest_neighbours
+from facevae.figures import animation, charts, pictures, png
 from facevae.model import checkpoint
 from facevae.model.binarization import binarize
 from facevae.model.checkpoint import CheckpointHeader, require_shape
-from facevae.model.inference import encode_all
+from facevae.model.inference import decode_all, encode_all
 from facevae.model.vae import VAE
 from facevae.priors.fitting import FittedPriors, load_priors
 from facevae.storage.tables import read_csv
@@ -30,6 +31,7 @@ FIGURES = (
     "reconstructions",
     "samples",
     "samplers",
+    "conditional",
     "neighbours",
     "interpolation",
     "arithmetic",
@@ -38,7 +40,9 @@ FIGURES = (
     "latent_health",
     "latent_map",
 )
+WALK = "walk.gif"  # beside these PNGs
 COLUMNS = 12  # images in a row of samples
+NUM_WALKS, NUM_STOPS, NUM_STEPS = 8, 4, 12  # faces side by side, stops of each, frames from stop to stop
 MANIFOLD_STEPS = 15  # images along each side of the latent map
 MAX_POINTS = 4000  # images whose latents are drawn
 
@@ -81,7 +85,7 @@ def load_results() -> Results:
 
 
 def render_all(folder: Path, results: Results, params: FiguresParams, *, horizontal_flip: bool, seed: int) -> None:
-    """Write the figures into a folder, one PNG for each name in `FIGURES`.
+    """Write the figures into a folder, one PNG for each name in `FIGURES`, and the animation `WALK`.
 
     `horizontal_flip` says whether the training mirrored its images.
 
@@ -111,9 +115,14 @@ def render_all(folder: Path, results: Results, params: FiguresParams, *, horizon
         row_labels=("original", "reconstruction"),
     )
     best_prior = results.priors.priors[results.priors.best]
-    png.save_tiles(paths["samples"], pictures.sample(model, best_prior, params.num_samples, COLUMNS, seed))
-    _render_samplers(paths["samplers"], results, seed)
-    _render_neighbours(paths["neighbours"], results, horizontal_flip, seed)
+    own = pictures.sample(model, best_prior, params.num_samples, COLUMNS, seed, temperature=params.temperature)
+    png.save_tiles(paths["samples"], own)
+    _render_samplers(paths["samplers"], results, params.temperature, seed)
+    _render_conditional(paths["conditional"], results, params, seed)
+    _render_neighbours(paths["neighbours"], results, params.temperature, horizontal_flip, seed)
+    sizes = NUM_STOPS, NUM_STEPS, NUM_WALKS
+    steps = pictures.walk(model, results.priors.flow.given(), *sizes, seed, temperature=params.temperature)
+    animation.save_animation(folder / WALK, steps)
     _render_interpolation(paths["interpolation"], model, images, params)
     _render_arithmetic(paths["arithmetic"], model, images, directions, params)
     _render_edits(paths["strengths"], paths["leakage"], results)
@@ -123,19 +132,37 @@ def render_all(folder: Path, results: Results, params: FiguresParams, *, horizon
     _render_latent_map(paths["latent_map"], model, prepared, posteriors.mean, params)
 
 
-def _render_samplers(path: Path, results: Results, seed: int) -> None:
+def _render_samplers(path: Path, results: Results, temperature: float, seed: int) -> None:
     """Draw one row of samples from each prior."""
-    rows = [pictures.sample(results.model, prior, COLUMNS, COLUMNS, seed) for prior in results.priors.priors.values()]
+    rows = [
+        pictures.sample(results.model, prior, COLUMNS, COLUMNS, seed, temperature=temperature)
+        for prior in results.priors.priors.values()
+    ]
     png.save_tiles(path, np.concatenate(rows), row_labels=list(results.priors.priors))
 
 
-def _render_neighbours(path: Path, results: Results, horizontal_flip: bool, seed: int) -> None:
-    """Draw samples, and below each its nearest training image."""
-    prior = results.priors.priors[results.priors.best]
-    samples = pictures.sample(results.model, prior, COLUMNS, COLUMNS, seed)
-    train_images = results.prepared.images("train")
-    tiles = np.concatenate([samples, pictures.nearest(samples[0], train_images, mirrored=horizontal_flip)])
-    png.save_tiles(path, tiles, row_labels=("sample", "nearest training image"))
+def _render_conditional(path: Path, results: Results, params: FiguresParams, seed: int) -> None:
+    """Draw pairs of samples from the same noise, with and without each attribute."""
+    if not params.attributes:
+        png.save_note(path, "No samples with attributes: figures.attributes is empty.")
+        return
+    require_known("figures.attributes", params.attributes, results.priors.flow.attributes)
+    draw = results.model, results.priors.flow, params.attributes, COLUMNS // 2, seed
+    tiles = pictures.conditional(*draw, temperature=params.temperature)
+    row_labels = charts.in_words(params.attributes)
+    png.save_tiles(path, tiles, row_labels=row_labels, column_labels=("with", "without") * (COLUMNS // 2))
+
+
+def _render_neighbours(path: Path, results: Results, temperature: float, horizontal_flip: bool, seed: int) -> None:
+    """Draw samples of the best prior, and below each its nearest training images in pixels and in the latent."""
+    prior, train = results.priors.priors[results.priors.best], results.prepared.images("train")
+    latent = prior.sample(COLUMNS, torch.Generator().manual_seed(seed), temperature=temperature)
+    samples = decode_all(results.model, latent)
+    seen = binarize(train, results.header.binarization, seed)
+    nearest, _ = nearest_neighbours(latent, encode_all(results.model, seen).mean.split(MAX_POINTS))
+    in_latent = np.array(train[nearest.numpy()])[None]
+    tiles = np.concatenate([samples[None], pictures.nearest(samples, train, mirrored=horizontal_flip), in_latent])
+    png.save_tiles(path, tiles, row_labels=("sample", "nearest in pixels", "nearest in latent"))
 
 
 def _render_interpolation(path: Path, model: VAE, images: NDArray[np.uint8], params: FiguresParams) -> None:

@@ -17,7 +17,8 @@ from facevae.evaluate.distances import nearest_images
 from facevae.model.inference import decode_all, encode_all
 from facevae.model.pixels import BATCH_SIZE, batches_of, to_unit_range
 from facevae.model.vae import VAE
-from facevae.priors.normal import Prior
+from facevae.priors.flow_matching import Conditional, FlowMatching
+from facevae.priors.normal import Sampler
 
 Tiles = NDArray[np.uint8]
 
@@ -27,9 +28,44 @@ def reconstruct(model: VAE, images: NDArray[np.uint8]) -> Tiles:
     return np.stack([images, decode_all(model, encode_all(model, images).mean)])
 
 
-def sample(model: VAE, prior: Prior, num_samples: int, num_columns: int, seed: int) -> Tiles:
+def sample(
+    model: VAE, prior: Sampler, num_samples: int, num_columns: int, seed: int, *, temperature: float = 1.0
+) -> Tiles:
     """Decode draws of a prior; the rest of the last row is white."""
-    return in_rows(decode_all(model, prior.sample(num_samples, torch.Generator().manual_seed(seed))), num_columns)
+    latent = prior.sample(num_samples, torch.Generator().manual_seed(seed), temperature=temperature)
+    return in_rows(decode_all(model, latent), num_columns)
+
+
+def conditional(
+    model: VAE, flow: FlowMatching, attributes: Sequence[str], num_pairs: int, seed: int, *, temperature: float
+) -> Tiles:
+    """One row an attribute: pairs of samples with it and without it, from the same noise."""
+    samplers = [asked for name in attributes for asked in (flow.given(present=[name]), flow.given(absent=[name]))]
+    rows = [sample(model, asked, num_pairs, num_pairs, seed, temperature=temperature) for asked in samplers]
+    pairs = np.stack([np.concatenate(rows[0::2]), np.concatenate(rows[1::2])], axis=2)  # (row, pair, 2, ...)
+    return pairs.reshape(len(attributes), 2 * num_pairs, *pairs.shape[3:])
+
+
+def walk(
+    model: VAE,
+    sampler: Conditional,
+    num_stops: int,
+    num_steps: int,
+    num_walks: int,
+    seed: int,
+    *,
+    temperature: float = 1.0,
+) -> Tiles:
+    """Frames (num_stops * num_steps, num_walks, ...) of walks through the noise of the flow, back to their start.
+
+    Each step turns the noise from one draw towards the next, so that it stays a draw from N(0, I).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    stops = temperature * torch.randn(num_stops, 1, num_walks, sampler.flow.latent_dim, generator=generator)
+    angles = (torch.arange(num_steps) / num_steps * math.pi / 2)[:, None, None]
+    noise = torch.cos(angles) * stops + torch.sin(angles) * stops.roll(-1, 0)  # (stop, step, walk, latent_dim)
+    latent = sampler.from_noise(noise.flatten(0, 2))
+    return decode_all(model, latent.unflatten(0, (num_stops * num_steps, num_walks)))
 
 
 def in_rows(images: NDArray[np.uint8], num_columns: int) -> Tiles:

@@ -89,6 +89,7 @@ def fit_priors(
     distance: Callable[[Tensor], float],
     *,
     num_samples: int,
+    temperature: float = 1.0,
     seed: int,
 ) -> FittedPriors:
     """Fit all priors to the training posteriors and compare them on validation images.
@@ -104,6 +105,8 @@ def fit_priors(
         Of the training images: (num_train, num_attributes), 1 or -1, and the names.
     distance
         How far the pictures of latents (num_samples, latent_dim) are from validation images.
+    num_samples, temperature
+        Of the draws that are compared.
     seed
         Determines the draws, the initial mixtures, and the flow's weights.
     """
@@ -115,7 +118,7 @@ def fit_priors(
     priors: dict[str, Prior] = {"normal": normal, "mixture": mixture, "flow": flow}
     scores = {}
     for name, prior in priors.items():
-        samples = prior.sample(num_samples, torch.Generator().manual_seed(seed))
+        samples = prior.sample(num_samples, torch.Generator().manual_seed(seed), temperature=temperature)
         scores[name] = PriorScores(
             heldout_nats=mean_log_prob(prior, heldout),
             validation_frechet_distance=distance(samples),

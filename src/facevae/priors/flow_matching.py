@@ -35,6 +35,11 @@ class FlowMatching:
     factor: Tensor
     attributes: tuple[str, ...]
 
+    @property
+    def latent_dim(self) -> int:
+        """Number of dimensions of the latent."""
+        return len(self.mean)
+
     def sample(self, num_samples: int, generator: torch.Generator, *, temperature: float = 1.0) -> Tensor:
         """Draw latents (num_samples, latent_dim); the temperature scales the noise that they are made of."""
         return self.given().sample(num_samples, generator, temperature=temperature)
@@ -93,7 +98,7 @@ class Conditional:
 
     def sample(self, num_samples: int, generator: torch.Generator, *, temperature: float = 1.0) -> Tensor:
         """Draw latents (num_samples, latent_dim). The same generator gives all labels the same noise."""
-        return self.from_noise(temperature * torch.randn(num_samples, len(self.flow.mean), generator=generator))
+        return self.from_noise(temperature * torch.randn(num_samples, self.flow.latent_dim, generator=generator))
 
     @torch.no_grad()
     def from_noise(self, noise: Tensor) -> Tensor:

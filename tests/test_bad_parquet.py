@@ -78,7 +78,7 @@ def test_several_files_are_one_set(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert source.attributes["Odd"].to_list() == [i % 2 for i in range(21)]
     assert source.attributes["Male"].to_list() == [1 - i % 2 for i in range(21)]
     assert source.left_out == {"hidden, or in a hidden folder": 1, "no Parquet file": 1}
-    assert "columns that are not boolean are not used: celeb_id (int64)" in caplog.text
+    assert "only boolean columns are attributes, not celeb_id (int64)" in caplog.text
     few = open_parquet(tmp_path, 9)
     assert (len(few.names), few.attributes.shape) == (9, (9, 2))
     assert np.array_equal(np.asarray(few.read(8)), DISCS[8])
@@ -167,7 +167,7 @@ BAD_FILES: dict[str, tuple[dict[str, bytes], str]] = {  # name: the files, part 
     "a second file that is damaged": ({"a.parquet": GOOD, "b.parquet": GOOD[:-8]}, "b.parquet cannot be read as "),
     "other columns": (
         {"a.parquet": GOOD, "b.parquet": file_of(TEN)},
-        "b.parquet has other columns than ",
+        "b.parquet has other columns, image.bytes, than ",
     ),
     "no rows": ({"a.parquet": file_of({"image": features([]), "Odd": pa.array([], pa.bool_())})}, "have no rows"),
     "no images": ({"a.parquet": file_of({"Odd": [True, False]})}, "a.parquet has no column of images, which are bytes"),
@@ -176,7 +176,7 @@ BAD_FILES: dict[str, tuple[dict[str, bytes], str]] = {  # name: the files, part 
     "a struct without bytes": ({"a.parquet": file_of({"image": [{"path": "a.jpg"}]})}, "no column of images"),
     "two columns of bytes": (
         {"a.parquet": file_of({"left": features([0]), "right": features([1])})},
-        "has several columns of bytes, left, right: rename that of images to image",
+        "has several columns of bytes, left, right: rename that of the images to image",
     ),
     "a boolean value missing": (
         {"a.parquet": file_of({"image": features(range(3)), "Odd": [True, None, False]})},

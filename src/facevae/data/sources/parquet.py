@@ -1,71 +1,27 @@
-"""Images in Parquet files, as data hubs give them: a column of {bytes, path} or of bytes, and boolean columns.
+"""Images in Parquet files, as data hubs give them: a column of {bytes, path} or of bytes, and boolean columns."""
 
-Rows are read in small batches. Memory does not grow with the files: a process holds one page of one row group, which
-may be the whole group.
-"""
-
-import io
 import logging
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 from pyarrow import parquet
 
-from facevae.data.image_file import BadImageError, check_file_size, read_image
 from facevae.data.sources.attribute_tables import check_columns
 from facevae.data.sources.hints import hint
 from facevae.data.sources.listing import NO_PARQUET, check_names, list_files
+from facevae.data.sources.parquet_rows import DAMAGE, Rows
 from facevae.data.sources.source import Source
 from facevae.errors import UserError
 
 SUFFIX = ".parquet"
 PREFERRED = "image"  # if several columns hold images
-BATCH_ROWS = 8
-BUFFER_BYTES = 2**20
-DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, MemoryError)  # from pyarrow
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The images in some files; called with a position, it decodes one.
-
-    Attributes
-    ----------
-    files
-        In order.
-    starts
-        The position of the first row of each file.
-    column
-        The leaf that holds the bytes, such as "image.bytes".
-    """
-
-    files: Sequence[Path]
-    starts: Sequence[int]
-    column: str
-
-    def __call__(self, position: int) -> Image.Image:
-        """Decode one image, or raise a `BadImageError`."""
-        index = bisect_right(self.starts, position) - 1
-        try:
-            content = _open_cursor(self.files[index], self.column).bytes_at(position - self.starts[index])
-        except DAMAGE as error:
-            raise BadImageError(f"it cannot be read from {self.files[index].name}: {error}") from error
-        if content is None:
-            raise BadImageError("its row holds no bytes")
-        check_file_size(len(content))
-        return read_image(io.BytesIO(content))
 
 
 def open_parquet(root: Path, num_images: int | None) -> Source:
@@ -84,37 +40,45 @@ def open_parquet(root: Path, num_images: int | None) -> Source:
     files = [root / name for name in listing.names]
     if not files:
         raise UserError(f"data.root: {root} holds no *{SUFFIX} file.{hint(root, 'parquet')}")
-    column, attributes = _columns(_schema(files[0]), files[0])
+    columns = _columns(files[0])
     names: list[str] = []
-    counts: list[int] = []
+    starts: list[int] = []
     tables: list[NDArray[np.uint8]] = []
     for name, file in zip(listing.names, files, strict=True):
-        if _columns(schema := _schema(file), file) != (column, attributes):
-            raise UserError(f"{file} has other columns than {files[0]}: {', '.join(schema.names)}; give all the same")
-        values = _read_booleans(file, attributes)
-        counts.append(len(values))
+        if (other := _columns(file)) != columns:
+            raise UserError(
+                f"{file} has other columns, {other.all()}, than {files[0]}, {columns.all()}: give all the same"
+            )
+        values = _read_booleans(file, columns.attributes)
+        starts.append(len(names))
         tables.append(values)
         names.extend(f"{name[: -len(SUFFIX)]}-{row:06d}" for row in range(len(values)))
     if not names:
         raise UserError(f"data.root: the Parquet files under {root} have no rows")
-    unused = [f"{field.name} ({field.type})" for field in _schema(files[0]) if field.name not in attributes]
-    if len(unused) > 1:  # one of them holds the images
-        others = ", ".join(name for name in unused if not column.startswith(name.partition(" (")[0]))
-        logger.warning("%s: columns that are not boolean are not used: %s", files[0], others)
-    table = pd.DataFrame(np.concatenate(tables), index=names, columns=attributes)[:num_images]
-    starts = list(accumulate(counts[:-1], initial=0))
-    return Source(names[:num_images], table, Rows(files, starts, column), left_out=listing.left_out)
+    if columns.unused:
+        logger.warning("%s: only boolean columns are attributes, not %s", files[0], ", ".join(columns.unused))
+    table = pd.DataFrame(np.concatenate(tables), index=names, columns=list(columns.attributes))[:num_images]
+    return Source(names[:num_images], table, Rows(files, starts, columns.leaf), left_out=listing.left_out)
 
 
-def _schema(file: Path) -> pa.Schema:
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a file are for: the leaf that holds the images' bytes, attributes, and others."""
+
+    leaf: str
+    attributes: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def all(self) -> str:
+        """The columns in words."""
+        return ", ".join((self.leaf, *self.attributes, *self.unused))
+
+
+def _columns(file: Path) -> Columns:
     try:
-        return parquet.read_schema(file)
+        schema = parquet.read_schema(file)
     except DAMAGE as error:
         raise UserError(f"{file} cannot be read as Parquet: {error}") from error
-
-
-def _columns(schema: pa.Schema, file: Path) -> tuple[str, list[str]]:
-    """The leaf that holds the images' bytes, and the boolean columns."""
     leaves = {field.name: leaf for field in schema if (leaf := _bytes_of(field))}
     if not leaves:
         raise UserError(
@@ -123,11 +87,13 @@ def _columns(schema: pa.Schema, file: Path) -> tuple[str, list[str]]:
         )
     if len(leaves) > 1 and PREFERRED not in leaves:
         raise UserError(
-            f"{file} has several columns of bytes, {', '.join(leaves)}: rename that of images to {PREFERRED}"
+            f"{file} has several columns of bytes, {', '.join(leaves)}: rename that of the images to {PREFERRED}"
         )
+    images = PREFERRED if PREFERRED in leaves else next(iter(leaves))
     attributes = [field.name for field in schema if pa.types.is_boolean(field.type)]
     check_columns(attributes, file)
-    return leaves.get(PREFERRED) or next(iter(leaves.values())), attributes
+    unused = [f"{field.name} ({field.type})" for field in schema if field.name not in (images, *attributes)]
+    return Columns(leaves[images], tuple(attributes), tuple(unused))
 
 
 def _bytes_of(field: pa.Field) -> str | None:
@@ -155,41 +121,3 @@ def _read_booleans(file: Path, attributes: Sequence[str]) -> NDArray[np.uint8]:
             raise UserError(f"{file}: row {row} has no value for {attribute}: leave the row or the column out")
         values[:, i] = table[attribute].to_numpy()
     return values
-
-
-class Cursor:
-    """A place in a file. Moving forward within a row group is cheap."""
-
-    def __init__(self, file: Path, column: str) -> None:
-        self._file = parquet.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        self._column = column
-        metadata = self._file.metadata
-        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        self._groups = list(accumulate(sizes, initial=0))  # first rows
-        self._group = -1
-        self._start = 0  # row of the file at which the batch begins
-        self._values: Any = []  # of the batch
-        self._batches: Iterator[Any] = iter(())
-
-    def bytes_at(self, row: int) -> bytes | None:
-        """The bytes in a row; None if there are none."""
-        group = bisect_right(self._groups, row) - 1
-        if group != self._group or row < self._start:
-            self._group, self._start, self._values = group, self._groups[group], []
-            self._batches = self._file.iter_batches(
-                BATCH_ROWS, row_groups=[group], columns=[self._column], use_threads=False
-            )
-        while row >= self._start + len(self._values):
-            self._start += len(self._values)
-            self._values = []
-            if (batch := next(self._batches, None)) is None:
-                raise ValueError("a row group ends early")
-            self._values = batch.column(0)
-        value = self._values[row - self._start].as_py()
-        content: bytes | None = value["bytes"] if isinstance(value, dict) else value
-        return content
-
-
-@lru_cache(maxsize=1)
-def _open_cursor(file: Path, column: str) -> Cursor:
-    return Cursor(file, column)  # one per process; rows are read in order, so one file at a time

@@ -66,7 +66,7 @@ def test_the_printed_address_shows_the_runs(
 
 def test_a_run_says_what_it_is(page: Page) -> None:
     page.get_by_role("link", name="beta-1", exact=True).click()
-    expect(page.get_by_text("To restore its code, data and weights")).to_be_visible()
+    expect(page.get_by_text("facevae where")).to_be_visible()
     expect(page.get_by_role("cell", name="squared error", exact=True)).to_be_visible()
     expect(page.get_by_text("mlflow.facevae.process")).to_have_count(0)
 

@@ -38,13 +38,12 @@ def _text(run: "Run") -> str:
     commit = tags.get(COMMIT_TAG, "")[:8]
     origin = f"commit `{commit}`{' with changes' if tags.get(DIRTY_TAG) == 'true' else ''}" if commit else "no commit"
     size, dimensions = params.get("data.image_size"), params.get("model.latent_dim")
-    lines = [
-        f"`{params.get('data.source')}`, {size} x {size} pixels, a latent of {dimensions} dimensions; from {origin}.",
+    lines = [  # the page folds all but the first
+        f"`{params.get('data.source')}`, {size} x {size} pixels, a latent of {dimensions} dimensions; from {origin}. "
+        f"`facevae where {tags[FINGERPRINT_TAG][:8]}` restores it.",
         "",
         *(["| | |", "|---|---:|"] if HEADLINES.keys() & metrics.keys() else []),
         *(f"| {label} | {metrics[key]:.4g} |" for key, label in HEADLINES.items() if key in metrics),
-        "",
-        f"To restore its code, data and weights: `facevae where {tags[FINGERPRINT_TAG][:8]}`",
     ]
     return "\n".join(lines)
 

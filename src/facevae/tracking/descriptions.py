@@ -23,13 +23,14 @@ HEADLINES = {
 
 def describe_run(client: "MlflowClient", run_id: str) -> bool:
     """Bring a run's description up to date, and tell whether it changed. One that a user wrote stays."""
+    from mlflow.entities import RunTag
+
     run = client.get_run(run_id)
     recorded = run.data.tags.get(NOTE_TAG, "")
     text = _text(run)
     if text == recorded or (recorded and _digest(recorded) != run.data.tags.get(OWN_NOTE_TAG)):
         return False
-    client.set_tag(run_id, OWN_NOTE_TAG, _digest(text))
-    client.set_tag(run_id, NOTE_TAG, text)
+    client.log_batch(run_id, tags=[RunTag(NOTE_TAG, text), RunTag(OWN_NOTE_TAG, _digest(text))])
     return True
 
 
@@ -38,9 +39,11 @@ def _text(run: "Run") -> str:
     commit = tags.get(COMMIT_TAG, "")[:8]
     origin = f"commit `{commit}`{' with changes' if tags.get(DIRTY_TAG) == 'true' else ''}" if commit else "no commit"
     size, dimensions = params.get("data.image_size"), params.get("model.latent_dim")
+    model = (
+        f"`{params.get('data.source')}`, {size} x {size} pixels, a latent of {dimensions} dimensions; from {origin}."
+    )
     lines = [  # the page folds all but the first
-        f"`{params.get('data.source')}`, {size} x {size} pixels, a latent of {dimensions} dimensions; from {origin}. "
-        f"`facevae where {tags[FINGERPRINT_TAG][:8]}` restores it.",
+        f"{model} To restore it: `facevae where {tags[FINGERPRINT_TAG][:8]}`",
         "",
         *(["| | |", "|---|---:|"] if HEADLINES.keys() & metrics.keys() else []),
         *(f"| {label} | {metrics[key]:.4g} |" for key, label in HEADLINES.items() if key in metrics),

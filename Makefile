@@ -7,10 +7,11 @@ export MLFLOW_DISABLE_TELEMETRY := true
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: repro figures report sweep quality bench test test-all chaos lint audit ui lock kernel clean
+.PHONY: repro figures report sweep quality record bench test test-all chaos lint audit ui lock kernel clean
 
 repro: $(INSTALLED)
 	@$(BIN)/facevae mend
+	@$(BIN)/facevae check
 	$(BIN)/dvc repro
 
 figures: $(INSTALLED)
@@ -32,6 +33,10 @@ sweep: $(INSTALLED)
 quality: $(INSTALLED)
 	$(BIN)/uv pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.lock
 	$(BIN)/python benchmarks/quality.py $(IMAGES) .facevae/quality
+
+# Needs the demo's prepared set, and an idle machine.
+record: $(INSTALLED)
+	$(BIN)/python benchmarks/record.py $(IMAGES) .facevae/quality
 
 # Takes an hour. Run it on an idle machine, since it measures speed.
 bench: $(INSTALLED)

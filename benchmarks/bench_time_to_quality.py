@@ -29,12 +29,13 @@ from facevae.train.loop import train
 SECONDS = 600.0
 NUM_TRAIN, NUM_VALIDATION = 6500, 500
 LENGTHS = (4000, 6000, 8000, 10_000, 13_000, 16_000, 20_000, 26_000, 40_000)  # images seen; stops at the first enough
-OUR_MODEL = {"channels": [16, 32, 64, 128], "latent_dim": 32}
+OUR_MODEL = {"channels": [16, 32, 64, 128], "kernel_size": 4, "latent_dim": 32}
 OUR_TRAINING = {
     "optimizer": "adam",
     "muon_learning_rate": None,
     "momentum": None,
     "batch_size": 16,
+    "learning_rate": 0.002,
     "likelihood": "squared_error",
     "kl_warmup_epochs": 0.0,
     "clip_gradient_norm": 200.0,

@@ -50,17 +50,33 @@ WARMUP_SHARE = 1 / 3  # longest KL warm-up, so that a short training reaches the
 JUDGE_EPOCHS = 24  # images are few: after the presets' 6 epochs the classifier finds one pair of glasses in six
 JUDGE = f"classifier-{JUDGE_EPOCHS}.safetensors"
 
-BEST = {  # for half the size and a few thousand steps, where a residual block does harm
+BEST_ADAM = {  # for half the size and a few thousand steps, where a residual block does harm
     "model.channels": [32, 64, 128, 256],
     "model.strides": [2, 2, 2, 2],
     "model.residual_blocks": 0,
     "model.latent_dim": 128,
+    "train.optimizer": "adam",
+    "train.muon_learning_rate": None,
+    "train.momentum": None,
     "train.batch_size": 32,
     "train.learning_rate": 0.002,
     "train.kl_warmup_epochs": 4.0,
     "train.average_decay": 0.995,
 }
+BEST = {
+    **BEST_ADAM,
+    "train.optimizer": "muon",
+    "train.muon_learning_rate": 0.02,
+    "train.momentum": 0.95,
+    "train.kl_warmup_epochs": 1.0,
+    "train.average_decay": 0.98,
+}
 ADAM = {  # the demo as it was measured, before Muon
+    "model.channels": [32, 64, 128, 256],
+    "model.kernel_size": 4,
+    "train.learning_rate": 0.002,
+    "train.average_decay": 0.995,
+    "train.clip_gradient_norm": 20000.0,
     "train.optimizer": "adam",
     "train.muon_learning_rate": None,
     "train.momentum": None,
@@ -110,12 +126,13 @@ CONTENDERS = {
     "script": Contender("script of the original", "presets/celeba-script.yaml", {}),
     "pythae": Contender("pythae's VAE for CelebA", "presets/celeba.yaml", PYTHAE),
     "demo": Contender("demo's model, Adam", "params.yaml", ADAM),
-    "best": Contender("best recipe", "presets/celeba-best.yaml", BEST),
+    "best": Contender("best recipe, Adam", "presets/celeba-best.yaml", BEST_ADAM),
     "best-original": Contender(
-        "best recipe, original's objective", "presets/celeba-best.yaml", BEST | ORIGINAL_OBJECTIVE
+        "best recipe, Adam, original's objective", "presets/celeba-best.yaml", BEST_ADAM | ORIGINAL_OBJECTIVE
     ),
+    "muon": Contender("best recipe", "presets/celeba-best.yaml", BEST),
 }
-ABLATION: dict[str, tuple[str, Overrides]] = {  # the best recipe with one change
+ABLATION: dict[str, tuple[str, Overrides]] = {  # the best recipe of Adam with one change
     "one-way": ("no mirrored images", {"train.horizontal_flip": False}),
     "last-weights": ("last weights, not their average", {"train.average_decay": None}),
     "constant-rate": ("constant learning rate", {"train.learning_rate_decay": "none"}),
@@ -136,7 +153,10 @@ LARGE = {  # the best preset at its own size, and with one change
 }
 ALL = (
     CONTENDERS
-    | {name: Contender(title, "presets/celeba-best.yaml", BEST | change) for name, (title, change) in ABLATION.items()}
+    | {
+        name: Contender(title, "presets/celeba-best.yaml", BEST_ADAM | change)
+        for name, (title, change) in ABLATION.items()
+    }
     | LARGE
 )
 
@@ -221,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("images", type=Path, help="a folder with img_align_celeba/ and list_attr_celeba.txt")
     parser.add_argument("work", type=Path, help="a folder for prepared images, classifiers and weights")
-    parser.add_argument("--only", nargs="+", choices=ALL, default=list(CONTENDERS), help="default: the first six")
+    parser.add_argument("--only", nargs="+", choices=ALL, default=list(CONTENDERS), help="default: the first seven")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--num-threads", type=int, help="CPU threads of each training, instead of the preset's")
     length = parser.add_mutually_exclusive_group()

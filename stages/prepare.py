@@ -6,11 +6,13 @@ from facevae.config.params import load_params
 from facevae.config.paths import PREPARED
 from facevae.data.preparation import prepare
 from facevae.data.sources.dispatch import fetch, open_source
+from facevae.data.sources.links import refuse_linked_folders
 from facevae.errors import reported_errors
 from facevae.fingerprint import inputs_digest, refuse_change
 
 
 def main() -> None:
+    refuse_linked_folders(load_params().data)
     fetch(load_params().data)  # before the digest, because a download adds to the inputs
     before = inputs_digest("prepare")
     params = load_params()

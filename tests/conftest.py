@@ -1,5 +1,6 @@
 """Shared by the tests: small complete params, small images, clones that run the pipeline, and the real data."""
 
+import hashlib
 import os
 import runpy
 import shutil
@@ -32,10 +33,10 @@ from facevae.crop import Crop
 from facevae.data.preparation import prepare
 from facevae.data.sources.dispatch import open_source
 from facevae.errors import UserError
+from facevae.evaluate import inception
 from facevae.evaluate.directions import FittedDirections, fit_directions, save_directions
 from facevae.model import checkpoint
 from facevae.model.vae import Posterior, new_model
-from facevae.priors import coupling_flow
 from facevae.priors.fitting import fit_priors, save_priors
 from facevae.tracking import stage_run
 
@@ -348,7 +349,6 @@ def working_in(folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(stage_run, "open_run", lambda _: nullcontext(SimpleNamespace(log_progress=lambda _: None)))
-        patch.setattr(coupling_flow, "NUM_STEPS", 1)
         patch.delenv("DVC_ROOT", raising=False)
         yield
 
@@ -400,8 +400,8 @@ def experiments(project: Path, tmp_path_factory: pytest.TempPathFactory, pytestc
 
 
 @pytest.fixture(scope="session")
-def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with random weights of the Inception network."""
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file with random weights of the Inception network, which is taken for that of the real ones."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
@@ -414,7 +414,9 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name.endswith("conv.weight"):
             torch.nn.init.kaiming_normal_(weight)
     torch.save(network.state_dict(), path)
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -469,7 +471,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     posteriors = Posterior(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 3))
     directions = FittedDirections(fit_directions(posteriors.mean, attributes, 0.5), "joint")
     save_directions(folder / "models" / "directions.safetensors", directions, fingerprint="abc")
-    priors = fit_priors(posteriors, posteriors, seed=0)
+    labels = torch.from_numpy(2 * attributes.to_numpy(dtype=np.float32) - 1)
+    priors = fit_priors(posteriors, posteriors, labels, tuple(attributes.columns), lambda _: 0.0, num_samples=4, seed=0)
     save_priors(folder / "models" / "priors.safetensors", priors, fingerprint="abc")
     for name, pixels in zip(("a.png", "b.jpg"), disc_images(2, size=20), strict=True):
         Image.fromarray(pixels).save(folder / name)

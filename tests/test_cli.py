@@ -87,6 +87,35 @@ def test_project_commands_pass_on_their_arguments(tmp_path: Path, monkeypatch: p
     assert call("mend") == ". mended\n"
 
 
+def test_check_accepts_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(small_tree(data__root=str(tmp_path))))
+    assert call("check", "--params", str(path)) == ""
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        (
+            "~/faces",
+            "data.root: '~/faces' begins with ~, which only a shell replaces: write the whole path",
+        ),
+        ("a.zip", "data.root: a.zip is not a folder: set it to the folder with the data of source avatars"),
+        ("missing", "data.root: missing does not exist in "),
+        ("$HOME/faces", "data.root: $HOME/faces does not exist in "),
+    ],
+)
+def test_check_says_what_is_wrong_with_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.zip").touch()
+    Path("params.yaml").write_text(yaml.safe_dump(small_tree(data__root=root)))
+    with pytest.raises(UserError) as error:
+        call("check")
+    assert message in str(error.value)
+
+
 @pytest.mark.usefixtures("folder")
 def test_removing_is_adding_with_negative_strength() -> None:
     call("edit", "a.png", "--remove", "Smiling", "-o", "removed.png")

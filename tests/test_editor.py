@@ -23,7 +23,7 @@ from facevae.editor.page import build_page
 from facevae.evaluate.directions import FittedDirections
 from facevae.model.checkpoint import CheckpointHeader
 from facevae.model.vae import VAE, new_model
-from facevae.priors.fitting import FittedPriors
+from facevae.priors.fitting import FittedPriors, PriorScores
 from facevae.priors.normal import StandardNormal
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -84,7 +84,9 @@ def priors_of(model: VAE) -> FittedPriors:
     """Priors of which only the normal one is used."""
     normal = StandardNormal(model.params.latent_dim)
     unused: Any = None
-    return FittedPriors(normal, unused, unused, {"normal": 0.0})
+    return FittedPriors(
+        normal, unused, unused, {"normal": PriorScores(heldout_nats=0, validation_frechet_distance=0, copied_share=0)}
+    )
 
 
 def page_of(model: VAE, directions: Mapping[str, Tensor] | None = None, **header: Any) -> str:

@@ -62,7 +62,7 @@ CLEAN = {"Red": torch.tensor([0.5, 0.0, 0.0]), "Blue": torch.tensor([0.0, 0.5, 0
 MIXED = {"Red": torch.tensor([0.5, 0.5, 0.0]), "Blue": torch.tensor([0.5, 0.5, 0.0])}
 
 
-def study(num_images: int = 50, train_attributes: pd.DataFrame = UNTIED) -> EditStudy:
+def study(num_images: int = 50, train_attributes: pd.DataFrame = UNTIED, *, in_full: bool = True) -> EditStudy:
     params = small_params(
         evaluate__attributes=["Red", "Blue"],
         evaluate__strengths=[0.2, 1.0],
@@ -78,6 +78,7 @@ def study(num_images: int = 50, train_attributes: pd.DataFrame = UNTIED) -> Edit
         train_attributes,
         directions,
         params.evaluate,
+        in_full=in_full,
         seed=0,
     )
 
@@ -170,3 +171,11 @@ def test_leakage_matrix_shows_which_attributes_change() -> None:
 def test_number_of_edited_images_is_limited() -> None:
     assert set(study(num_images=5).table["num_images"]) == {10}
     assert STUDY.table["num_images"].max() == 60
+
+
+def test_study_that_only_chooses_leaves_out_fidelity() -> None:
+    chosen = study(in_full=False).table
+    assert chosen[["ssim", "cycle_error"]].isna().all(axis=None)
+    pd.testing.assert_frame_equal(
+        chosen.drop(columns=["ssim", "cycle_error"]), STUDY.table.drop(columns=["ssim", "cycle_error"])
+    )

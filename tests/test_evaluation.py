@@ -110,7 +110,7 @@ def test_nothing_is_fitted_to_the_held_out_images(prepared: PreparedSet, monkeyp
     second = measured(prepared)
     assert second.metrics["squared_error"] != first.metrics["squared_error"]
     assert errors[0] == errors[1]
-    assert second.priors.heldout_nats == first.priors.heldout_nats
+    assert second.priors.scores == first.priors.scores
     for method, directions in first.directions.by_method.items():
         assert torch.equal(second.directions.by_method[method]["Odd"], directions["Odd"])
 

@@ -1,37 +1,47 @@
 """Files damaged at random or forged on purpose: reading them gives the same content or a `UserError`."""
 
 import hashlib
+import io
 import json
 import os
 import re
 import resource
 import signal
 import struct
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 import torch
 from conftest import disc_images, small_params
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from pyarrow import parquet
 from pydantic import BaseModel
 from torch import Tensor
 
+from facevae.data.image_file import BadImageError
 from facevae.data.prepared import ATTRIBUTES, MANIFEST, SPLITS, ArrayWriter, Manifest, PreparedSet, data_digest
+from facevae.data.sources.dispatch import open_source
 from facevae.errors import UserError
 from facevae.evaluate.directions import FittedDirections, load_directions, save_directions
 from facevae.evaluate.judge import Classifier, load_classifier, save_classifier
 from facevae.model import checkpoint
 from facevae.model.vae import VAE
-from facevae.priors.coupling_flow import Flow
-from facevae.priors.fitting import FittedPriors, load_priors, save_priors
+from facevae.priors import velocity as velocity_module
+from facevae.priors.fitting import FittedPriors, PriorScores, load_priors, save_priors
+from facevae.priors.flow_matching import FlowMatching
 from facevae.priors.mixture import Mixture
 from facevae.priors.normal import StandardNormal
+from facevae.priors.velocity import Velocity
 from facevae.storage.tensors import DIGEST_LENGTH, METADATA, read_tensors, write_tensors
 from facevae.train import resume
 from facevae.train.resume import ResumeFile
@@ -96,7 +106,12 @@ def load_judge(path: Path) -> object:
 
 def load_all_priors(path: Path) -> object:
     fitted = load_priors(path, fingerprint="a")
-    return comparable(fitted.flow.state_dict()), comparable(vars(fitted.mixture)), fitted.heldout_nats
+    return (
+        comparable(fitted.flow.velocity.state_dict()),
+        comparable({"mean": fitted.flow.mean, "factor": fitted.flow.factor}),
+        comparable(vars(fitted.mixture)),
+        fitted.scores,
+    )
 
 
 def load_all_directions(path: Path) -> object:
@@ -116,7 +131,20 @@ def load_progress(path: Path) -> object:
 def some_priors() -> FittedPriors:
     eye = torch.eye(3, dtype=torch.float64)
     mixture = Mixture(eye.new_ones(1), eye.new_zeros(1, 3), eye[None])
-    return FittedPriors(StandardNormal(3), mixture, Flow(3), {"normal": -1.0, "mixture": -2.0, "flow": float("-inf")})
+    flow = FlowMatching(Velocity(3, 1), eye.new_zeros(3), eye.clone(), ("Odd",))
+    scores = {
+        name: PriorScores(heldout_nats=nats, validation_frechet_distance=1.0, copied_share=0.0)
+        for name, nats in (("normal", -1.0), ("mixture", -2.0), ("flow", float("-inf")))
+    }
+    return FittedPriors(StandardNormal(3), mixture, flow, scores)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow() -> Iterator[None]:
+    """A narrow network, so that files of priors are small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(velocity_module, "WIDTH", 8)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -372,3 +400,92 @@ def test_a_prepared_set_without_a_file_is_refused(whole: dict[str, bytes], tmp_p
     (tmp_path / "set" / name).unlink()
     with pytest.raises(UserError, match=name):
         PreparedSet(tmp_path / "set").verified()
+
+
+# Raw images in the files of users
+
+ROWS = range(6)
+DISCS = disc_images(len(ROWS), 12)
+
+
+def saved(number: int, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    pixels = DISCS[number]
+    image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if kind == "TIFF" else Image.fromarray(pixels)
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def parquet_file() -> bytes:
+    feature = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": saved(i, "PNG"), "path": "a"} for i in ROWS], feature)
+    buffer = io.BytesIO()
+    table = pa.table({"image": images, "Smiling": [i % 2 == 1 for i in ROWS], "id": list(ROWS)})
+    parquet.write_table(table, buffer, row_group_size=4)
+    return buffer.getvalue()
+
+
+def kaggles_zip() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in ROWS:
+            archive.writestr(f"img_align_celeba/img_align_celeba/{i}.jpg", saved(i, "JPEG"))
+        archive.writestr("list_attr_celeba.csv", "image_id,Smiling\n" + "".join(f"{i}.jpg,{i % 2}\n" for i in ROWS))
+        parts = "".join(f"{i}.jpg,{i % 3}\n" for i in ROWS)
+        archive.writestr("list_eval_partition.csv", f"image_id,partition\n{parts}")
+    return buffer.getvalue()
+
+
+def labels_csv() -> bytes:
+    return "".join(["name,Smiling,Male\n", *(f"./{i},{i % 2 == 1},1.0\n" for i in ROWS)]).encode()
+
+
+IDX_LABELS = struct.pack(">4BI", 0, 0, 8, 1, 6) + bytes(ROWS)
+IDX_IMAGES = struct.pack(">4B3I", 0, 0, 8, 3, 6, 12, 12) + DISCS[..., 0].tobytes()
+SOURCES: dict[str, tuple[str, str, Callable[[], bytes], dict[str, bytes]]] = {  # source, file, content, other files
+    "parquet": ("parquet", "data/train.parquet", parquet_file, {}),
+    "zip": ("celeba", "archive.zip", kaggles_zip, {}),
+    "idx": ("mnist", "train-images.idx3-ubyte", lambda: IDX_IMAGES, {"train-labels.idx1-ubyte": IDX_LABELS}),
+    "table": ("folder", "attributes.csv", labels_csv, {f"{i}.png": saved(i, "PNG") for i in ROWS}),
+    "no suffix": ("folder", "image", lambda: saved(0, "PNG"), {"1.jpg": saved(1, "JPEG")}),
+    "AVIF": ("folder", "0.avif", lambda: saved(0, "AVIF"), {}),
+    "16 bits": ("folder", "0.tif", lambda: saved(0, "TIFF"), {}),
+    "PFM": ("folder", "0.pfm", lambda: b"Pf\n4 2\n-1.0\n" + bytes(32), {}),
+}
+
+
+@few
+@given(damage())
+@pytest.mark.parametrize("kind", SOURCES)
+def test_damaged_raw_files_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, damage: Callable[[bytes], bytes]
+) -> None:
+    """Whatever is read has the right form, and each error is one of ours, within the limits of memory and time."""
+    source, name, make, others = SOURCES[kind]
+    root = tmp_path_factory.mktemp("raw")
+    for file, content in {**others, name: damage(make())}.items():
+        (root / file).parent.mkdir(exist_ok=True)
+        (root / file).write_bytes(content)
+    data = {"source": source, "root": str(root), "num_images": None, "split": "official" if kind == "zip" else "random"}
+    params = small_params(**{f"data__{key}": value for key, value in data.items()}).data
+    with limits(), suppress(UserError):
+        opened = open_source(params, 0)
+        assert len(set(opened.names)) == len(opened.names) == len(opened.attributes)
+        assert set(opened.attributes.to_numpy().flat) <= {0, 1}
+        assert opened.partition is None or set(opened.partition) <= set(SPLITS)
+        for position in range(min(len(opened.names), 20)):
+            with suppress(BadImageError):
+                assert opened.read(position).mode in ("L", "RGB")
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_whole_raw_files_are_read(tmp_path: Path, kind: str) -> None:
+    source, name, make, others = SOURCES[kind]
+    for file, content in {**others, name: make()}.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(content)
+    params = small_params(data__source=source, data__root=str(tmp_path), data__num_images=None).data
+    with limits():
+        opened = open_source(params, 0)
+        assert [opened.read(i).mode in ("L", "RGB") for i in range(len(opened.names))] == [True] * len(opened.names)
+    assert len(opened.names) == {"no suffix": 2, "AVIF": 1, "16 bits": 1, "PFM": 1}.get(kind, 6)

@@ -60,7 +60,8 @@ def results_of(prepared: PreparedSet, params: Params) -> Results:
     )
     directions = FittedDirections({"joint": {"Odd": torch.ones(params.model.latent_dim)}}, "joint")
     posteriors = encode_all(model, prepared.images("train"))
-    priors = fit_priors(posteriors, posteriors, seed=0)
+    labels = torch.zeros(len(posteriors.mean), 0)
+    priors = fit_priors(posteriors, posteriors, labels, (), lambda _: 0.0, num_samples=4, seed=0)
     return Results(model, header, priors, directions, prepared, HISTORY, latent_table(posteriors), EDITS, LEAKAGE)
 
 

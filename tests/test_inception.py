@@ -57,6 +57,15 @@ def test_file_without_weights_is_refused(tmp_path: Path, content: bytes | None) 
         Inception(path, batch_size=2, device=CPU)
 
 
+def test_another_file_of_weights_is_refused(inception_weights: Path, tmp_path: Path) -> None:
+    """DVC would not notice that the file is another one, so a result must not depend on which it is."""
+    weights = torch.load(inception_weights, weights_only=True)
+    weights["fc.bias"] = weights["fc.bias"] + 1
+    torch.save(weights, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="weights.pth does not have the weights .* its SHA-256 is [0-9a-f]{64}, not "):
+        Inception(tmp_path / "weights.pth", batch_size=2, device=CPU)
+
+
 def test_missing_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="weights.pth is missing; null skips the FID"):
         Inception(tmp_path / "weights.pth", batch_size=2, device=CPU)

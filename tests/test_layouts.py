@@ -3,8 +3,10 @@
 import gzip
 import io
 import struct
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -311,3 +313,24 @@ def test_another_layout_is_refused_with_what_to_do(tmp_path: Path, refusal: Refu
     error = refusal(source)
     assert message in error
     assert str(tmp_path / "raw") in error
+
+
+@pytest.mark.parametrize("source", ["celeba", "mnist", "folder", "parquet"])
+@pytest.mark.parametrize(("name", "message"), [("raw", "raw is not a folder: set"), ("no", "no does not exist in ")])
+def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, source: str, name: str, message: str) -> None:
+    (tmp_path / "raw").write_bytes(zipped(KAGGLE))
+    params = small_params(data__source=source, data__root=str(tmp_path / name), data__num_images=None).data
+    for call in (fetch, partial(open_source, seed=0)) if source == "mnist" else (partial(open_source, seed=0),):
+        with pytest.raises(UserError, match=message):
+            call(params)
+
+
+def test_a_forged_size_of_an_idx_file_costs_no_memory(tmp_path: Path) -> None:
+    write(tmp_path, mnist_files(HYPHEN))
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(struct.pack(">4B3I", 0, 0, 8, 3, 2**31, 28, 28) + bytes(100))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="is not a complete IDX file"):
+        opened(tmp_path, "mnist")
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()

@@ -67,6 +67,7 @@ JUNK = {  # files beside the images, and the reason for which they are counted
     "macOS's folder settings": (".DS_Store", HIDDEN),
     "a hidden folder": (".cache/0.png", HIDDEN),
     "a folder of a macOS zip": ("__MACOSX/0.png", SYSTEM),
+    "a folder that DVC ignores": ("__pycache__/0.png", SYSTEM),
     "Windows's thumbnails": ("Thumbs.db", SYSTEM),
     "thumbnails in lower case": ("thumbs.db", SYSTEM),
     "Windows's folder settings": ("a/desktop.ini", SYSTEM),

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, small_tree
 
+from facevae.config.needs import needs_of
 from facevae.config.params import load_params, parse_params
 from facevae.errors import UserError
 from facevae.tracking.state import flatten
@@ -25,6 +26,16 @@ def test_celeba_preset_is_the_documented_original() -> None:
     assert (params.train.batch_size, params.train.learning_rate, params.train.epochs) == (32, 0.0005, 200)
     assert (params.train.likelihood, params.train.beta) == ("squared_error", 1.0)
     assert (params.data.validation_fraction, params.data.test_fraction) == (0.2, 0.0)
+
+
+@pytest.mark.parametrize("source", ["folder", "parquet"])
+def test_the_presets_for_own_images_need_no_attributes(source: str) -> None:
+    params = load_params(ROOT / "presets" / f"{source}.yaml")
+    assert params.data.source == source
+    assert params.evaluate.attributes == params.figures.attributes == params.figures.latent_map_attributes == ()
+    needs = needs_of(params)
+    assert needs.varied == []
+    assert set(needs.pairs) == {"train", "validation", "test"}
 
 
 def test_the_other_original_presets_keep_their_settings() -> None:

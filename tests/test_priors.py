@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,12 +12,22 @@ from torch import Tensor
 
 from facevae.errors import UserError
 from facevae.model.vae import Posterior
-from facevae.priors import coupling_flow as flow_module
-from facevae.priors.coupling_flow import Coupling, Flow, fit_flow
-from facevae.priors.fitting import FittedPriors, PriorsHeader, fit_priors, load_priors, save_priors
+from facevae.priors import flow_fitting, flow_matching
+from facevae.priors import velocity as velocity_module
+from facevae.priors.copies import copied_share
+from facevae.priors.fitting import FittedPriors, PriorScores, PriorsHeader, fit_priors, load_priors, save_priors
+from facevae.priors.flow_fitting import fit_flow_matching
+from facevae.priors.flow_matching import FlowMatching
 from facevae.priors.mixture import Mixture, fit_mixture
 from facevae.priors.normal import StandardNormal, aggregate_gaussian, mean_log_prob
+from facevae.priors.velocity import Velocity
 from facevae.storage.tensors import write_tensors
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrow network, so that fits and densities take little time."""
+    monkeypatch.setattr(velocity_module, "WIDTH", 64)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -47,21 +58,33 @@ def some_posterior(num_images: int, latent_dim: int, seed: int) -> Posterior:
     return Posterior(means, log_variance)
 
 
+def labels_of(num_images: int) -> Tensor:
+    """One attribute, which every other image has."""
+    return (2 * (torch.arange(num_images) % 2) - 1)[:, None].float()
+
+
+def fitted_to(train: Posterior, validation: Posterior, *, seed: int) -> FittedPriors:
+    """Priors that are compared by the mean of their samples, as a distance to 0."""
+
+    def distance(latent: Tensor) -> float:
+        return float(latent.mean(0).norm())
+
+    return fit_priors(train, validation, labels_of(len(train.mean)), ("Odd",), distance, num_samples=50, seed=seed)
+
+
 def some_priors() -> FittedPriors:
-    return fit_priors(some_posterior(24, 3, 0), some_posterior(8, 3, 1), seed=5)
+    return fitted_to(some_posterior(24, 3, 0), some_posterior(8, 3, 1), seed=5)
 
 
-def bent_flow(latent_dim: int) -> Flow:
-    """A flow as if it were trained: its last layers are no longer zero."""
+def some_flow(latent_dim: int, spread: float = 0.1) -> FlowMatching:
+    """A flow as if it were trained: its last weights are no longer zero."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        flow = Flow(latent_dim)
-        for coupling in flow.couplings:
-            assert isinstance(coupling, Coupling)
-            torch.nn.init.normal_(coupling.output.weight, std=0.05)
-    flow.mean, flow.factor = aggregate_gaussian(some_posterior(24, latent_dim, 2))
-    flow.eval()
-    return flow
+        velocity = Velocity(latent_dim, 1)
+        for layer in (velocity.scale, velocity.first_output, velocity.second_output):
+            torch.nn.init.normal_(layer.weight, std=spread)
+    velocity.requires_grad_(False).eval()
+    return FlowMatching(velocity, *aggregate_gaussian(some_posterior(24, latent_dim, 2)), ("Odd",))
 
 
 def grid(limit: float, num_points: int) -> tuple[Tensor, float]:
@@ -109,32 +132,52 @@ def test_the_mixture_s_samples_have_its_moments() -> None:
 
 
 def test_the_flow_s_density_integrates_to_one() -> None:
-    points, area = grid(12, 300)
-    with torch.no_grad():
-        density = bent_flow(2).log_prob(points).exp()
-    assert float(density.sum()) * area == pytest.approx(1, abs=0.005)
+    points, area = grid(10, 80)
+    assert float(some_flow(2, spread=0.05).log_prob(points).exp().sum()) * area == pytest.approx(1, abs=0.005)
 
 
-@pytest.mark.parametrize("latent_dim", [2, 5, 64])
-def test_the_flow_s_inverse_undoes_it_and_its_determinant_is_that_of_the_jacobian(latent_dim: int) -> None:
-    flow = bent_flow(latent_dim)
-    noise = torch.randn(6, latent_dim, generator=generator())
-    latent = flow.from_noise(noise)
-    again, log_determinant = flow.to_noise(latent)
-    torch.testing.assert_close(again, noise, atol=1e-3, rtol=1e-3)
-    jacobian = torch.autograd.functional.jacobian(lambda point: flow.to_noise(point[None])[0][0], latent[0].double())
-    torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1].float(), log_determinant[0], atol=1e-3, rtol=1e-3)
-    expected = multivariate_normal(np.zeros(latent_dim)).logpdf(noise.numpy()) + log_determinant.detach().numpy()
-    np.testing.assert_allclose(flow.log_prob(flow.sample(6, generator())).detach().numpy(), expected, rtol=1e-3)
+@pytest.mark.parametrize("latent_dim", [2, 5])
+def test_the_flow_s_divergence_is_the_trace_of_its_jacobian(latent_dim: int) -> None:
+    velocity = some_flow(latent_dim, spread=1.0).velocity.double()
+    latent = torch.randn(4, latent_dim, generator=generator()).double()
+    time, labels = torch.tensor([[0.3]]).double(), torch.tensor([[-1.0]]).double()
+    values, divergences = velocity.with_divergence(latent, time, labels)
+    torch.testing.assert_close(values, velocity(latent, time, labels))
+    for point, divergence in zip(latent, divergences, strict=True):
+        jacobian = torch.autograd.functional.jacobian(lambda at: velocity(at[None], time, labels)[0], point)
+        torch.testing.assert_close(divergence, jacobian.trace())
+
+
+def test_the_flow_s_density_is_that_of_a_change_of_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The independent way: a Jacobian by finite differences of the whole map from noise to a latent."""
+    monkeypatch.setattr(flow_matching, "NUM_STEPS", 200)  # so that the two integrals agree
+    monkeypatch.setattr(flow_matching, "NUM_DENSITY_STEPS", 50)
+    flow = some_flow(3)
+    step = 0.01 * torch.eye(3)
+    for noise in torch.randn(4, 3, generator=generator()):
+        ahead, behind = (flow.given().from_noise(noise + shift).double() for shift in (step, -step))
+        log_determinant = float(torch.linalg.slogdet((ahead - behind) / 0.02)[1])
+        expected = multivariate_normal(np.zeros(3)).logpdf(noise.numpy()) - log_determinant
+        assert float(flow.log_prob(flow.given().from_noise(noise[None]))) == pytest.approx(expected, abs=0.005)
 
 
 def test_an_untrained_flow_is_the_gaussian_of_the_aggregate_posterior() -> None:
     train = some_posterior(50, 4, 0)
-    flow = Flow(4)
-    flow.mean, flow.factor = aggregate_gaussian(train)
+    flow = FlowMatching(Velocity(4, 0), *aggregate_gaussian(train), ())
     latent = torch.cat([train.sample(generator(i)) for i in range(4000)]).numpy()
     gaussian = multivariate_normal(latent.mean(0), np.cov(latent.T))
-    np.testing.assert_allclose(flow.log_prob(train.mean).detach().numpy(), gaussian.logpdf(train.mean), atol=0.05)
+    np.testing.assert_allclose(flow.log_prob(train.mean).numpy(), gaussian.logpdf(train.mean), atol=0.05)
+
+
+def test_the_density_of_a_linear_velocity_is_the_known_gaussian() -> None:
+    """Velocity c x takes N(0, I) to N(0, e^2c I); the mean and the factor then shift and stretch it."""
+    velocity = Velocity(3, 0)
+    torch.nn.init.constant_(velocity.scale.bias, 0.7)
+    mean, factor = aggregate_gaussian(some_posterior(24, 3, 2))
+    flow = FlowMatching(velocity, mean, factor, ())
+    latent = flow.sample(20, generator())
+    gaussian = multivariate_normal(mean.numpy(), np.exp(1.4) * (factor @ factor.T).numpy())
+    np.testing.assert_allclose(flow.log_prob(latent).numpy(), gaussian.logpdf(latent.numpy()), atol=1e-3)
 
 
 def test_the_mixture_finds_the_clusters() -> None:
@@ -169,34 +212,78 @@ def test_one_gaussian_stays_one() -> None:
 
 def test_the_flow_bends_where_one_gaussian_cannot() -> None:
     heldout = banana(200, 1).sample(generator())
-    flow = fit_flow(banana(500, 0), heldout, seed=0)
+    flow = fit_flow_matching(banana(500, 0), heldout, labels_of(500), ("Odd",), seed=0)
     gaussian = multivariate_normal(*(x.numpy() for x in (heldout.mean(0), heldout.T.cov())))
-    assert mean_log_prob(flow, heldout) > gaussian.logpdf(heldout.numpy()).mean() + 0.5
+    assert mean_log_prob(flow, heldout) > gaussian.logpdf(heldout.numpy()).mean() + 0.4
 
 
-def test_the_flow_s_weights_are_those_of_its_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_choose_where_the_flow_draws() -> None:
+    """The two clusters are the images with and without the attribute."""
+    flow = fit_flow_matching(clusters(400, 0), clusters(100, 1).sample(generator()), labels_of(400), ("Odd",), seed=0)
+    right = flow.given(present=["Odd"]).sample(200, generator())[:, 0]
+    left = flow.given(absent=["Odd"]).sample(200, generator())[:, 0]
+    assert float((right > 0).float().mean()) > 0.95
+    assert float((left < 0).float().mean()) > 0.95
+    assert float((flow.sample(200, generator())[:, 0] > 0).float().mean()) == pytest.approx(0.5, abs=0.15)
+
+
+def test_attributes_that_the_flow_does_not_know_are_refused() -> None:
+    flow = some_flow(2)
+    with pytest.raises(UserError, match="unknown attribute 'Even'. Known attributes: Odd"):
+        flow.given(["Even"])
+    with pytest.raises(UserError, match="Odd is both present and absent"):
+        flow.given(["Odd"], ["Odd"])
+
+
+def test_a_low_temperature_draws_near_the_centre() -> None:
+    for prior in (StandardNormal(4), some_mixture(), some_flow(4)):
+        spread = [prior.sample(500, generator(), temperature=t).std(0).prod() for t in (1.0, 0.5)]
+        assert spread[1] < 0.8 * spread[0]
+    for cold in (StandardNormal(4), some_flow(4)):
+        samples = cold.sample(3, generator(), temperature=0.0)
+        torch.testing.assert_close(samples, samples[:1].expand(3, -1))
+
+
+def test_the_flow_s_weights_are_those_of_its_best_check(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    measure = flow_module._mean_log_prob
+    measure = flow_fitting._check
 
-    def record(flow: Flow, latent: Tensor) -> float:
-        seen.append(measure(flow, latent))
+    def record(velocity: Velocity, example: flow_fitting.Example) -> float:
+        seen.append(measure(velocity, example))
         return seen[-1]
 
-    monkeypatch.setattr(flow_module, "_mean_log_prob", record)
+    monkeypatch.setattr(flow_fitting, "_check", record)
+    monkeypatch.setattr(flow_fitting, "MAX_EPOCHS", 10_000)
     heldout = banana(50, 1).sample(generator())
-    fitted = fit_flow(banana(30, 0), heldout, seed=0)
-    assert mean_log_prob(fitted, heldout) == max(seen) > seen[-1]
+    fit_flow_matching(banana(8, 0), heldout, labels_of(8), ("Odd",), seed=0)
+    assert min(seen) < seen[-1]
+    assert seen.index(min(seen)) == len(seen) - 1 - flow_fitting.PATIENCE
 
 
-def test_the_best_prior_is_that_of_the_highest_heldout_nats() -> None:
-    train, validation = clusters(100, 0), clusters(50, 1)
-    fitted = fit_priors(train, validation, seed=3)
-    heldout = validation.sample(generator(3))
-    assert list(fitted.priors) == list(fitted.heldout_nats) == ["normal", "mixture", "flow"]
+def test_copies_are_recognised() -> None:
+    train, validation = some_posterior(300, 6, 0), some_posterior(200, 6, 1)
+    heldout = validation.sample(generator(1))
+    assert copied_share(train.mean[:100], heldout, train.mean) == 1
+    assert copied_share(some_posterior(200, 6, 2).sample(generator(2)), heldout, train.mean) < 0.15
+
+
+def test_the_best_prior_is_the_one_nearest_to_validation_images_that_does_not_copy() -> None:
+    fitted = fitted_to(clusters(100, 0), clusters(50, 1), seed=3)
+    heldout = clusters(50, 1).sample(generator(3))
+    assert list(fitted.priors) == list(fitted.scores) == ["normal", "mixture", "flow"]
     for name, prior in fitted.priors.items():
-        assert fitted.heldout_nats[name] == mean_log_prob(prior, heldout)
-    assert fitted.heldout_nats[fitted.best] == max(fitted.heldout_nats.values())
-    assert fitted.best != "normal"
+        samples = prior.sample(50, generator(3))
+        assert fitted.scores[name].heldout_nats == mean_log_prob(prior, heldout)
+        assert fitted.scores[name].validation_frechet_distance == float(samples.mean(0).norm())
+        assert fitted.scores[name].copied_share == copied_share(samples, heldout, clusters(100, 0).mean)
+    cases = [((3.0, 2.0, 1.0), (0.0, 0.0, 0.0), "flow"), ((3.0, 2.0, 1.0), (0.0, 0.0, 0.9), "mixture"),
+             ((3.0, 2.0, 1.0), (1.0, 0.9, 0.9), "normal"), ((1.0, 2.0, 3.0), (0.0, 0.0, 0.0), "normal")]  # fmt: skip
+    for distances, shares, best in cases:
+        scores = {
+            name: PriorScores(heldout_nats=0.0, validation_frechet_distance=distance, copied_share=share)
+            for name, distance, share in zip(fitted.priors, distances, shares, strict=True)
+        }
+        assert dataclasses.replace(fitted, scores=scores).best == best
 
 
 def test_the_same_seed_gives_the_same_priors_and_leaves_the_global_generator_alone() -> None:
@@ -206,7 +293,7 @@ def test_the_same_seed_gives_the_same_priors_and_leaves_the_global_generator_alo
     assert torch.get_num_threads() == num_threads
     torch.rand(3)
     second = some_priors()
-    assert first.heldout_nats == second.heldout_nats
+    assert first.scores == second.scores
     for name, prior in first.priors.items():
         samples = prior.sample(7, generator(4))
         assert samples.shape == (7, 3)
@@ -222,7 +309,7 @@ def test_priors_come_back_as_they_were_saved(tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     loaded = load_priors(path, fingerprint="a")
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert loaded.heldout_nats == fitted.heldout_nats
+    assert loaded.scores == fitted.scores
     latent = torch.randn(9, 3, generator=generator())
     for name, prior in fitted.priors.items():
         assert torch.equal(loaded.priors[name].log_prob(latent), prior.log_prob(latent))
@@ -247,30 +334,29 @@ def test_what_holds_no_priors_is_refused(tmp_path: Path) -> None:
     for damaged in (
         content[:-50],
         content.replace(b"mixture.means", b"mixture.meanz"),
-        content.replace(b"flow.c", b"flow.d"),
+        content.replace(b"velocity.f", b"velocity.g"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="priors.safetensors"):
             load_priors(path, fingerprint="a")
-    write_tensors(path, {"other": torch.zeros(1)}, PriorsHeader(fingerprint="a", heldout_nats={}))
+    write_tensors(path, {"other": torch.zeros(1)}, PriorsHeader(fingerprint="a", attributes=(), scores={}))
     with pytest.raises(UserError, match="holds no priors"):
         load_priors(path, fingerprint="a")
 
 
 @pytest.mark.parametrize(("num_images", "latent_dim"), [(24, 64), (24, 3), (24, 2), (3, 5), (1, 2)])
 def test_few_images_will_do(num_images: int, latent_dim: int) -> None:
-    fitted = fit_priors(some_posterior(num_images, latent_dim, 0), some_posterior(8, latent_dim, 1), seed=0)
+    fitted = fitted_to(some_posterior(num_images, latent_dim, 0), some_posterior(8, latent_dim, 1), seed=0)
     for name, prior in fitted.priors.items():
-        assert np.isfinite(fitted.heldout_nats[name])
+        assert np.isfinite(fitted.scores[name].heldout_nats)
         assert prior.sample(10, generator()).isfinite().all()
         assert prior.log_prob(prior.sample(10, generator())).isfinite().all()
 
 
 def test_constant_dimensions_will_do() -> None:
     means = torch.full((24, 4), 5.0)
-    fitted = fit_priors(posterior_at(means, 2e-9), posterior_at(means[:8], 2e-9), seed=0)
-    assert fitted.best != "normal"
-    assert all(np.isfinite(nats) for nats in fitted.heldout_nats.values())
+    fitted = fitted_to(posterior_at(means, 2e-9), posterior_at(means[:8], 2e-9), seed=0)
+    assert all(np.isfinite(scores.heldout_nats) for scores in fitted.scores.values())
     torch.testing.assert_close(fitted.mixture.sample(10, generator()), means[:10], atol=0.01, rtol=0)
     torch.testing.assert_close(fitted.flow.sample(10, generator()), means[:10], atol=0.01, rtol=0)
 
@@ -304,7 +390,7 @@ def test_the_mixture_is_fitted_by_one_thread() -> None:
             "    raise SystemExit",
             "mixture._expectation_maximization = tell",
             "posterior = Posterior(torch.randn(40, 3), torch.zeros(40, 3))",
-            "fitting.fit_priors(posterior, posterior, seed=0)",
+            "fitting.fit_priors(posterior, posterior, torch.zeros(40, 0), (), float, num_samples=1, seed=0)",
         ]
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}

@@ -1,5 +1,7 @@
 """Which params the stages read, and what they do if params change while they run."""
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,50 @@ def test_a_stage_declares_the_params_it_reads(stage: str, monkeypatch: pytest.Mo
     declared = set(STAGES[stage]["params"]) - {"seed"}
     assert {key for key in used if not {key, key.partition(".")[0]} & declared} == set()
     assert declared <= used | {key.partition(".")[0] for key in used}
+
+
+WATCHED: list[str] = []  # what the process opens or lists, while a test watches
+IS_WATCHED = [False]
+
+
+def watch_files(event: str, arguments: tuple[Any, ...]) -> None:
+    if IS_WATCHED[0] and event in {"open", "os.listdir", "os.scandir"} and isinstance(arguments[0], str):
+        WATCHED.append(arguments[0])
+
+
+sys.addaudithook(watch_files)  # it cannot be removed
+
+
+def is_within(path: Path, folders: Iterable[Path]) -> bool:
+    return any(path == folder or folder in path.parents for folder in folders)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_no_file_that_dvc_does_not_know(work_tree: Path, stage: str) -> None:
+    """Of the project's and all other files, except for what checks, reports or tracks, and for installed packages."""
+    entry = STAGES[stage]
+    outputs = [name for kind in ("outs", "metrics", "plots") for name in entry.get(kind, [])]
+    names = [name for item in (*entry["deps"], *outputs) for name in (item if isinstance(item, dict) else [item])]
+    declared = [Path(name.replace("${data.root}", "data/raw")).resolve() for name in names]
+    library = ROOT / "src" / "facevae"
+    unseen = [library / name for name in ("__init__.py", "config", "errors.py", "fingerprint.py", "tracking")]
+    unseen += [
+        work_tree / "params.yaml",
+        work_tree / "dvc.yaml",
+        work_tree / ".facevae",
+        work_tree / "data/prepared.old",
+    ]
+    unseen += [Path(sys.prefix), Path(sys.base_prefix), *map(Path, ("/dev", "/etc", "/proc", "/sys", "/usr"))]
+    IS_WATCHED[0] = True
+    try:
+        run_stage(stage)
+    finally:
+        IS_WATCHED[0] = False
+    opened = {Path(name).resolve() for name in WATCHED if "__pycache__" not in name and ".partial" not in name}
+    WATCHED.clear()
+    assert is_within(Path(entry["cmd"].split()[-1]).resolve(), opened)
+    folders = {folder for path in declared for folder in path.parents}  # of the outputs, listed or synced
+    assert {path for path in opened - folders if not is_within(path, [*declared, *unseen])} == set()
 
 
 @pytest.mark.parametrize("stage", WORK)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from facevae.errors import UserError
-from facevae.figures.timelapse import save_timelapse
+from facevae.timelapse import save_timelapse
 
 NUM_EPOCHS = 11  # so that 10 sorts before 2 as text
 

@@ -141,7 +141,7 @@ def timelapse(
     output: Annotated[Path, typer.Option("--output", "-o", help="The WebP or GIF file to write.")] = TIMELAPSE,
 ) -> None:
     """Animate the training: its reconstructions and samples from epoch to epoch."""
-    from facevae.figures.timelapse import save_timelapse
+    from facevae.timelapse import save_timelapse
 
     save_timelapse(output, epochs, milliseconds)
     typer.echo(output)
@@ -163,6 +163,15 @@ def where(run: Annotated[str, typer.Argument(help="A run's name or id, or the st
     from facevae.tracking.where import where as find_state
 
     typer.echo(find_state(_project(), run))
+
+
+@app.command()
+def check(params: Annotated[Path, typer.Option(help="The file to check.")] = PARAMS) -> None:
+    """Check params.yaml and the folder data.root, in clearer words than DVC's. `make repro` does so first."""
+    from facevae.config.data_root import data_root
+    from facevae.config.params import load_params
+
+    data_root(load_params(params).data)
 
 
 @app.command()

@@ -87,6 +87,8 @@ def _num_encoder_weights(data: DataParams, model: ModelParams, kernel_size: int)
 
 
 def _data_problems(data: DataParams) -> Iterator[str]:
+    if data.root.startswith("~"):
+        yield f"data.root: {data.root!r} begins with ~, which only a shell replaces: write the whole path of the folder"
     if data.source == "avatars" and data.num_images is None:
         yield "data.num_images: null, but avatars are drawn on demand: set a number"
     if data.source == "avatars" and data.crop is not None:

@@ -37,7 +37,7 @@ class Section(BaseModel):
 class DataParams(Section):
     """Where the images come from and how they are prepared."""
 
-    source: Literal["avatars", "celeba", "mnist", "folder"]
+    source: Literal["avatars", "celeba", "mnist", "folder", "parquet"]
     root: Text
     num_images: PositiveInt | None  # None: all images of the source
     image_size: ImageSize

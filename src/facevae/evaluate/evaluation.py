@@ -18,12 +18,12 @@ from facevae.evaluate.judge import Classifier, judge, skill_table
 from facevae.evaluate.latent import latent_metrics, latent_table
 from facevae.evaluate.likelihood import calibrated_log_sigma, likelihood_metrics, likelihood_table
 from facevae.evaluate.reconstruction import mean_squared_error, reconstruction_metrics
-from facevae.evaluate.samples import Samplers
+from facevae.evaluate.samples import Samplers, fit_compared_priors
 from facevae.model.binarization import binarize
 from facevae.model.checkpoint import CheckpointHeader, require_shape
 from facevae.model.inference import encode_all
 from facevae.model.vae import VAE, Posterior
-from facevae.priors.fitting import FittedPriors, fit_priors
+from facevae.priors.fitting import FittedPriors
 from facevae.storage.tables import require_finite
 
 MAX_CALIBRATION_IMAGES = 5000  # training images that determine the calibrated sigma
@@ -88,7 +88,8 @@ def evaluate(
     names: tuple[SplitName, ...] = ("train", "validation", params.split)
     splits = {name: _encode_split(model, header, prepared, name, params, seed) for name in dict.fromkeys(names)}
     train, validation, held_out = (splits[name] for name in names)
-    priors = fit_priors(train.posteriors, validation.posteriors, seed=seed)
+    posteriors, comparison = (train.posteriors, validation.posteriors), (train.attributes, validation.originals)
+    priors = fit_compared_priors(model, classifier, *posteriors, *comparison, params, seed=seed)
     directions = fit_directions(train.posteriors.mean, train.attributes, params.original_lambda)
     likelihood = likelihood_table(
         model,
@@ -109,7 +110,15 @@ def evaluate(
     samples = samplers.compared(train.originals)
     studies = {
         name: study_edits(
-            model, classifier, split.images, split.attributes, train.attributes, directions, params, seed=seed
+            model,
+            classifier,
+            split.images,
+            split.attributes,
+            train.attributes,
+            directions,
+            params,
+            in_full=name == params.split,
+            seed=seed,
         )
         for name, split in splits.items()
         if name != "train"

@@ -4,7 +4,7 @@ Nothing is downloaded. The network is torch-fidelity's, a port of the original T
 arXiv 1706.08500). The weights are pt_inception-2015-12-05, which torch-fidelity and pytorch-fid use.
 """
 
-import pickle
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facevae.errors import UserError
+
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # its beginning is in the file's name
 
 
 class Inception:
@@ -31,15 +33,8 @@ class Inception:
             raise UserError(
                 "evaluate.inception_weights needs torch-fidelity. Install facevae[fid], or set the key to null"
             ) from None
-        try:
-            torch.load(weights, weights_only=True)  # raises before torch-fidelity unpickles the file
-            network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
-        except FileNotFoundError:
-            raise UserError(f"evaluate.inception_weights: {weights} is missing; null skips the FID") from None
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError, TypeError) as error:
-            raise UserError(
-                f"evaluate.inception_weights: {weights} does not have the weights pt_inception-2015-12-05: {error}"
-            ) from error
+        _require_digest(weights)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
         self._network = network.to(device)
         self._batch_size = batch_size
         self._device = device
@@ -53,3 +48,19 @@ class Inception:
             colour = batch.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)  # (batch, 3, height, width)
             features.append(self._network(colour)[0].cpu())
         return torch.cat(features)
+
+
+def _require_digest(weights: Path) -> None:
+    """Refuse any other file. torch-fidelity unpickles it, and DVC would not notice a change: it is no dependency."""
+    try:
+        with weights.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"evaluate.inception_weights: {weights} is missing; null skips the FID") from None
+    except OSError as error:
+        raise UserError(f"evaluate.inception_weights: {weights} cannot be read: {error.strerror}") from error
+    if digest != SHA256:
+        raise UserError(
+            f"evaluate.inception_weights: {weights} does not have the weights pt_inception-2015-12-05: its SHA-256 is "
+            f"{digest}, not {SHA256}. Download the file again"
+        )

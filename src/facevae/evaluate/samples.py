@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facevae.config.schema import EvaluateParams
+from facevae.data.prepared import varied_attributes
 from facevae.evaluate.distances import frechet_distance, kernel_distance, nearest_images, sharpness_ratio
 from facevae.evaluate.inception import Inception
 from facevae.evaluate.judge import Classifier, judge
@@ -16,9 +17,37 @@ from facevae.evaluate.sliced_wasserstein import sliced_wasserstein_distance
 from facevae.model.inference import decode_all
 from facevae.model.pixels import batches_of, to_unit_range
 from facevae.model.vae import VAE, Posterior
-from facevae.priors.fitting import FittedPriors
+from facevae.priors.fitting import FittedPriors, fit_priors
 
 MAX_NEIGHBOURS = 100  # samples whose nearest training image is looked for
+
+
+def fit_compared_priors(
+    model: VAE,
+    classifier: Classifier,
+    train: Posterior,
+    validation: Posterior,
+    train_attributes: pd.DataFrame,
+    validation_images: NDArray[np.uint8],
+    params: EvaluateParams,
+    *,
+    seed: int,
+) -> FittedPriors:
+    """Fit the priors to training posteriors, and compare them by pictures with validation images.
+
+    The distance is that of Fréchet in the classifier's features; `train_attributes` have values 0 and 1.
+    """
+    num_samples = min(params.num_samples, len(validation_images))
+    real_features = judge(classifier, validation_images[:num_samples], params.batch_size).features
+
+    def distance(latent: Tensor) -> float:
+        pictures = decode_all(model, latent, params.batch_size)
+        return frechet_distance(judge(classifier, pictures, params.batch_size).features, real_features)
+
+    varied = varied_attributes(train_attributes)
+    labels = torch.from_numpy(varied.to_numpy(dtype=np.float32) * 2 - 1)
+    names = tuple(varied.columns)
+    return fit_priors(train, validation, labels, names, distance, num_samples=num_samples, seed=seed)
 
 
 class Samplers:
@@ -80,7 +109,7 @@ class Samplers:
         for name, pictures in sets.items():
             features = judge(self.classifier, pictures, self.params.batch_size).features
             rows[name] = {
-                "heldout_latent_nats": self.priors.heldout_nats.get(name),
+                **self._scores(name),
                 "frechet_distance": frechet_distance(features, real_features),
                 "kernel_distance": kernel_distance(features, real_features),
                 "sliced_wasserstein_distance": sliced_wasserstein_distance(real, pictures, seed=self.seed).mean,
@@ -109,6 +138,15 @@ class Samplers:
             _, distances, _ = nearest_images(queries, references, mirrored=self.horizontal_flip)
             medians[name] = float(distances.median())
         return medians["samples"] / medians["reconstructions"]
+
+    def _scores(self, name: str) -> dict[str, float | None]:
+        """What chose the prior; empty cells for what is no prior."""
+        scores = self.priors.scores.get(name)
+        return {
+            "heldout_latent_nats": scores.heldout_nats if scores else None,
+            "validation_frechet_distance": scores.validation_frechet_distance if scores else None,
+            "copied_share": scores.copied_share if scores else None,
+        }
 
     def _draw(self, name: str, count: int) -> NDArray[np.uint8]:
         return self._decode(self.priors.priors[name].sample(count, torch.Generator().manual_seed(self.seed)))

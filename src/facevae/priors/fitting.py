@@ -1,11 +1,10 @@
 """Distributions over the latent from which samples are decoded, fitted to the posteriors of the training images.
 
 A calibrated likelihood leaves the aggregate posterior q(z), the mean of q(z|x) over the images, far from the N(0, I)
-that the objective assumes: what is drawn from N(0, I) then decodes to noise. How well a prior covers q(z) is measured
-by the mean of log p(z) over validation images, each z drawn from its image's posterior.
+that the objective assumes: what is drawn from N(0, I) then decodes to ghosts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +15,45 @@ from torch import Tensor
 
 from facevae.errors import UserError
 from facevae.model.vae import Posterior
-from facevae.priors.coupling_flow import Flow, fit_flow
+from facevae.priors.copies import LARGEST_SHARE, copied_share
+from facevae.priors.flow_fitting import fit_flow_matching
+from facevae.priors.flow_matching import FlowMatching
 from facevae.priors.mixture import Mixture, fit_mixture
 from facevae.priors.normal import Prior, StandardNormal, mean_log_prob
+from facevae.priors.velocity import Velocity
 from facevae.storage.tensors import check_tensors, read_tensors, require_model, write_tensors
 
 PRIORS = ("normal", "mixture", "flow")
 
 
+class PriorScores(BaseModel):
+    """What validation images tell about a prior.
+
+    Attributes
+    ----------
+    heldout_nats
+        Mean log density of a draw from each posterior.
+    validation_frechet_distance
+        Of decoded samples to the images.
+    copied_share
+        Share of the samples that are nearer to a training latent than nearly all of those draws.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    heldout_nats: float
+    validation_frechet_distance: float
+    copied_share: float
+
+
 @dataclass(frozen=True)
 class FittedPriors:
-    """The priors of one model, and the mean log density in nats that each gives to held-out latents."""
+    """The priors of one model, and the scores of each."""
 
     normal: StandardNormal
     mixture: Mixture
-    flow: Flow
-    heldout_nats: dict[str, float]
+    flow: FlowMatching
+    scores: dict[str, PriorScores]
 
     @property
     def priors(self) -> dict[str, Prior]:
@@ -40,40 +62,66 @@ class FittedPriors:
 
     @property
     def best(self) -> str:
-        """The name of the prior that gives most to held-out latents."""
-        return max(self.heldout_nats, key=self.heldout_nats.__getitem__)
+        """The prior whose samples come nearest to validation images, among those that do not repeat training images."""
+        own = {
+            name: scores.validation_frechet_distance
+            for name, scores in self.scores.items()
+            if name == "normal" or scores.copied_share <= LARGEST_SHARE  # N(0, I) has seen no image
+        }
+        return min(own, key=own.__getitem__)
 
 
 class PriorsHeader(BaseModel):
-    """The training whose latent space the priors cover, and how well each does."""
+    """The training whose latent space the priors cover, the attributes of the flow, and the scores of each prior."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint: str
-    heldout_nats: dict[str, float]
+    attributes: tuple[str, ...]
+    scores: dict[str, PriorScores]
 
 
-def fit_priors(train: Posterior, validation: Posterior, *, seed: int) -> FittedPriors:
-    """Fit all priors to the training posteriors and compare them on one draw from each validation posterior.
+def fit_priors(
+    train: Posterior,
+    validation: Posterior,
+    labels: Tensor,
+    attributes: tuple[str, ...],
+    distance: Callable[[Tensor], float],
+    *,
+    num_samples: int,
+    seed: int,
+) -> FittedPriors:
+    """Fit all priors to the training posteriors and compare them on validation images.
 
-    The same draws choose the number of components and the flow's step, so that their comparison with N(0, I) is
-    slightly in their favour.
+    One draw from each validation posterior also chooses the number of components and the flow's step, so that its
+    density under these two is slightly too high.
 
     Parameters
     ----------
     train, validation
         Posteriors of the images of each split, on the CPU.
+    labels, attributes
+        Of the training images: (num_train, num_attributes), 1 or -1, and the names.
+    distance
+        How far the pictures of latents (num_samples, latent_dim) are from validation images.
     seed
-        Determines the draws, the initial mixtures, and the flow's weights, order and dropout.
+        Determines the draws, the initial mixtures, and the flow's weights.
     """
     heldout = validation.sample(torch.Generator().manual_seed(seed))
     normal = StandardNormal(heldout.shape[1])
     with _one_thread():
         mixture = fit_mixture(train, heldout, seed=seed)
-        flow = fit_flow(train, heldout, seed=seed)
+        flow = fit_flow_matching(train, heldout, labels, attributes, seed=seed)
     priors: dict[str, Prior] = {"normal": normal, "mixture": mixture, "flow": flow}
-    nats = {name: mean_log_prob(prior, heldout) for name, prior in priors.items()}
-    return FittedPriors(normal, mixture, flow, nats)
+    scores = {}
+    for name, prior in priors.items():
+        samples = prior.sample(num_samples, torch.Generator().manual_seed(seed))
+        scores[name] = PriorScores(
+            heldout_nats=mean_log_prob(prior, heldout),
+            validation_frechet_distance=distance(samples),
+            copied_share=copied_share(samples, heldout, train.mean),
+        )
+    return FittedPriors(normal, mixture, flow, scores)
 
 
 @contextmanager
@@ -93,7 +141,7 @@ def _one_thread() -> Iterator[None]:
 
 def save_priors(path: Path, fitted: FittedPriors, *, fingerprint: str) -> None:
     """Write the priors of the model whose training has this fingerprint; the same priors give the same bytes."""
-    header = PriorsHeader(fingerprint=fingerprint, heldout_nats=fitted.heldout_nats)
+    header = PriorsHeader(fingerprint=fingerprint, attributes=fitted.flow.attributes, scores=fitted.scores)
     write_tensors(path, _tensors_of(fitted.mixture, fitted.flow), header)
 
 
@@ -108,21 +156,27 @@ def load_priors(path: Path, *, fingerprint: str) -> FittedPriors:
     remedy = "make it by `dvc repro evaluate`, or name another file of priors"
     tensors, header = read_tensors(path, PriorsHeader, remedy=remedy)
     shape = tuple(tensors["mixture.factors"].shape) if "mixture.factors" in tensors else ()
-    if len(shape) != 3 or 0 in shape or shape[1] != shape[2] or header.heldout_nats.keys() != set(PRIORS):
+    if len(shape) != 3 or 0 in shape or shape[1] != shape[2] or header.scores.keys() != set(PRIORS):
         raise UserError(f"{path} holds no priors of this version of facevae: make it anew by `dvc repro evaluate`")
     num_components, latent_dim, _ = shape
     parts = [torch.empty(num_components, *[latent_dim] * rank, dtype=torch.float64) for rank in range(3)]
     with torch.random.fork_rng(devices=[]):
-        flow = Flow(latent_dim)  # draws weights that are replaced at once
-    check_tensors(path, _tensors_of(Mixture(*parts), flow), tensors)
-    flow.load_state_dict({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("flow.")})
-    flow.eval()
+        velocity = Velocity(latent_dim, len(header.attributes))  # draws weights that are replaced at once
+    sketch = FlowMatching(velocity, parts[1][0], parts[2][0], header.attributes)
+    check_tensors(path, _tensors_of(Mixture(*parts), sketch), tensors)
     require_model(path, header.fingerprint, fingerprint)
+    velocity.load_state_dict({name: tensors[f"velocity.{name}"] for name in velocity.state_dict()})
+    flow = FlowMatching(
+        velocity.requires_grad_(False).eval(), tensors["flow.mean"], tensors["flow.factor"], header.attributes
+    )
     mixture = Mixture(*(tensors[f"mixture.{name}"] for name in ("weights", "means", "factors")))
-    return FittedPriors(StandardNormal(latent_dim), mixture, flow, header.heldout_nats)
+    return FittedPriors(StandardNormal(latent_dim), mixture, flow, header.scores)
 
 
-def _tensors_of(mixture: Mixture, flow: Flow) -> dict[str, Tensor]:
+def _tensors_of(mixture: Mixture, flow: FlowMatching) -> dict[str, Tensor]:
     """All that a file of priors holds, by name."""
-    tensors = {f"flow.{name}": tensor for name, tensor in flow.state_dict().items()}
-    return tensors | {f"mixture.{name}": getattr(mixture, name) for name in ("weights", "means", "factors")}
+    return {
+        **{f"velocity.{name}": tensor for name, tensor in flow.velocity.state_dict().items()},
+        **{f"flow.{name}": getattr(flow, name) for name in ("mean", "factor")},
+        **{f"mixture.{name}": getattr(mixture, name) for name in ("weights", "means", "factors")},
+    }

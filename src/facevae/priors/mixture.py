@@ -29,10 +29,10 @@ class Mixture:
     means: Tensor
     factors: Tensor
 
-    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Draw latents (num_samples, latent_dim)."""
+    def sample(self, num_samples: int, generator: torch.Generator, *, temperature: float = 1.0) -> Tensor:
+        """Draw latents (num_samples, latent_dim); the temperature scales the components, not their distances."""
         component = torch.multinomial(self.weights, num_samples, replacement=True, generator=generator)
-        noise = torch.randn(num_samples, self.means.shape[1], generator=generator, dtype=torch.float64)
+        noise = temperature * torch.randn(num_samples, self.means.shape[1], generator=generator, dtype=torch.float64)
         latent = self.means[component]
         for i, factor in enumerate(self.factors):
             latent[component == i] += noise[component == i] @ factor.T

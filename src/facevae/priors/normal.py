@@ -10,11 +10,15 @@ from torch import Tensor
 from facevae.model.vae import Posterior
 
 
-class Prior(Protocol):
+class Sampler(Protocol):
     """What samples come from; on the CPU."""
 
-    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Draw latents (num_samples, latent_dim)."""
+    def sample(self, num_samples: int, generator: torch.Generator, *, temperature: float = 1.0) -> Tensor:
+        """Draw latents (num_samples, latent_dim); the temperature scales the noise that they are made of."""
+
+
+class Prior(Sampler, Protocol):
+    """A sampler with a density."""
 
     def log_prob(self, latent: Tensor) -> Tensor:
         """Log density of latents (batch, latent_dim) in nats, shape (batch,)."""
@@ -26,9 +30,9 @@ class StandardNormal:
 
     latent_dim: int
 
-    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Draw latents (num_samples, latent_dim)."""
-        return torch.randn(num_samples, self.latent_dim, generator=generator)
+    def sample(self, num_samples: int, generator: torch.Generator, *, temperature: float = 1.0) -> Tensor:
+        """Draw latents (num_samples, latent_dim) with standard deviation `temperature`."""
+        return temperature * torch.randn(num_samples, self.latent_dim, generator=generator)
 
     def log_prob(self, latent: Tensor) -> Tensor:
         """Log density of latents (batch, latent_dim) in nats, shape (batch,)."""

@@ -39,11 +39,9 @@ def _text(run: "Run") -> str:
     commit = tags.get(COMMIT_TAG, "")[:8]
     origin = f"commit `{commit}`{' with changes' if tags.get(DIRTY_TAG) == 'true' else ''}" if commit else "no commit"
     size, dimensions = params.get("data.image_size"), params.get("model.latent_dim")
-    model = (
-        f"`{params.get('data.source')}`, {size} x {size} pixels, a latent of {dimensions} dimensions; from {origin}."
-    )
+    what = f"`{params.get('data.source')}`, {size} x {size} pixels, a latent of {dimensions} dimensions"
     lines = [  # the page folds all but the first
-        f"{model} To restore it: `facevae where {tags[FINGERPRINT_TAG][:8]}`",
+        f"{what}; from {origin}. To restore it: `facevae where {tags[FINGERPRINT_TAG][:8]}`",
         "",
         *(["| | |", "|---|---:|"] if HEADLINES.keys() & metrics.keys() else []),
         *(f"| {label} | {metrics[key]:.4g} |" for key, label in HEADLINES.items() if key in metrics),

@@ -62,9 +62,7 @@ def to_attributes(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.D
     UserError
         An image has no row, a value is none of `VALUES`, a column has both -1 and 0, or a name that facevae reserves.
     """
-    for reserved in ("name", "split", "attribute"):
-        if reserved in table:
-            raise UserError(f"{path}: a column is named {reserved!r}, a name that facevae's tables use: rename it")
+    check_columns(list(table.columns), path)
     positions = find_rows(table.index, names, path)
     attributes = np.empty((len(names), table.shape[1]), np.uint8)
     for column, attribute in enumerate(table.columns):
@@ -86,6 +84,23 @@ def to_attributes(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.D
     return pd.DataFrame(attributes, index=list(names), columns=table.columns)
 
 
+def check_columns(columns: Sequence[str], path: Path) -> None:
+    """Raise a `UserError` if attributes cannot be called like these columns."""
+    check_spelling(columns, path)
+    for reserved in ("name", "split", "attribute"):
+        if reserved in columns:
+            raise UserError(f"{path}: a column is named {reserved!r}, a name that facevae's tables use: rename it")
+
+
+def check_spelling(columns: Sequence[str], path: Path) -> None:
+    """Raise a `UserError` if the name of a column is not printable, or appears twice."""
+    for i, column in enumerate(columns):
+        if not column or not column.isprintable():
+            raise UserError(f"{path}: the name of column {i + 2} is {column!r}: give it a printable name")
+        if column in columns[:i]:
+            raise UserError(f"{path}: the column {column!r} appears twice")
+
+
 def rows_of(table: pd.DataFrame, names: Sequence[str], path: Path) -> pd.DataFrame:
     """The rows of `names`, in that order, under these names; see `find_rows` for errors."""
     return table.iloc[find_rows(table.index, names, path)].set_axis(list(names))
@@ -102,11 +117,7 @@ def _to_table(columns: list[str], rows: list[list[str]], path: Path, separator: 
     """A table from rows that each hold a name and its values, after checking their shape and names."""
     if not columns:
         raise UserError(f"{path} has only one column: add the others, separated by {separator}")
-    for i, column in enumerate(columns, start=2):
-        if not column or not column.isprintable():
-            raise UserError(f"{path}: the name of column {i} is {column!r}: give it a printable name")
-        if column in columns[: i - 2]:
-            raise UserError(f"{path}: the column {column!r} appears twice")
+    check_spelling(columns, path)
     for row in rows:
         if len(row) != len(columns) + 1:
             raise UserError(f"{path}: the row of {row[0]} has {len(row) - 1} value(s) and should have {len(columns)}")

@@ -1,7 +1,6 @@
 """Open the source that `data.source` names."""
 
-from pathlib import Path
-
+from facevae.config.data_root import data_root
 from facevae.config.schema import DataParams
 from facevae.data.sources.avatars import open_avatars
 from facevae.data.sources.celeba import open_celeba
@@ -17,10 +16,10 @@ def fetch(params: DataParams) -> None:
     Raises
     ------
     UserError
-        The download fails.
+        `data.root` is not a folder, or the download fails.
     """
     if params.source == "mnist":
-        fetch_mnist(Path(params.root))
+        fetch_mnist(data_root(params))
 
 
 def open_source(params: DataParams, seed: int) -> Source:
@@ -29,9 +28,10 @@ def open_source(params: DataParams, seed: int) -> Source:
     Raises
     ------
     UserError
-        A file of the source is missing or malformed, or there are fewer images than `data.num_images`.
+        `data.root` is not a folder, a file of the source is missing or malformed, or there are fewer images than
+        `data.num_images`.
     """
-    source = _open(params, Path(params.root), seed)
+    source = _open(params, seed)
     if params.num_images is not None and len(source.names) < params.num_images:
         raise UserError(
             f"data.num_images: {params.num_images}, but {params.root} holds only {len(source.names)}: "
@@ -40,14 +40,19 @@ def open_source(params: DataParams, seed: int) -> Source:
     return source
 
 
-def _open(params: DataParams, root: Path, seed: int) -> Source:
+def _open(params: DataParams, seed: int) -> Source:
+    if params.source == "avatars":
+        assert params.num_images is not None  # config.checks requires it
+        return open_avatars(params.num_images, params.image_size, seed)
+    root = data_root(params)
     match params.source:
-        case "avatars":
-            assert params.num_images is not None  # config.checks requires it
-            return open_avatars(params.num_images, params.image_size, seed)
         case "celeba":
             return open_celeba(root, params.num_images, official=params.split == "official")
         case "mnist":
             return open_mnist(root, params.num_images)
         case "folder":
             return open_folder(root, params.num_images)
+        case "parquet":
+            from facevae.data.sources.parquet import open_parquet  # imports what only it needs
+
+            return open_parquet(root, params.num_images)

@@ -10,7 +10,7 @@ from PIL import Image
 from facevae.data.image_file import FORMATS, read_image
 from facevae.data.sources.attribute_tables import read_csv_table, to_attributes
 from facevae.data.sources.hints import hint
-from facevae.data.sources.listing import describe, list_images
+from facevae.data.sources.listing import check_names, describe, list_images
 from facevae.data.sources.source import Source
 from facevae.errors import UserError
 
@@ -33,12 +33,7 @@ def open_folder(root: Path, num_images: int | None) -> Source:
     if not names:
         but = f", but {describe(listing.left_out)}" if listing.left_out else ""
         raise UserError(f"data.root: {root} holds no image ({', '.join(FORMATS)}){but}.{hint(root, 'folder')}")
-    for name in names:
-        if "\r" in name or name.encode(errors="ignore").decode() != name:
-            raise UserError(
-                f"data.root: the file name {name!r} under {root} is not UTF-8, or has a carriage return, which CSV "
-                "tables do not preserve: rename the file"
-            )
+    check_names(root, names)
     table = root / ATTRIBUTES
     attributes = to_attributes(read_csv_table(table), names, table) if table.is_file() else pd.DataFrame(index=names)
     return Source(names, attributes, partial(read_from_folder, root, names), left_out=listing.left_out)

@@ -1,8 +1,8 @@
-"""Which files of a folder are images of the user's, and how many others are left out for which reason."""
+"""Which files of a folder are the user's images, and how many others are left out for which reason."""
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,12 @@ SYSTEM = "made by a system, such as Thumbs.db or in __MACOSX or @eaDir"
 LINK = "a link to a folder"
 UNREAD = "an image in a format that is not read, such as HEIC"
 NO_IMAGE = "no image"
+NO_PARQUET = "no Parquet file"
 ELSEWHERE = "not in the folder of the images"
 
 SYSTEM_NAMES = frozenset(  # in lower case
     {
+        "__pycache__",  # in .dvcignore
         "__macosx",  # AppleDouble files, in zips that macOS made
         "@eadir",  # thumbnails of Synology's file servers
         "#recycle",
@@ -52,14 +54,24 @@ class Listing:
 
 
 def list_images(root: Path, *, known: Collection[str] = ()) -> Listing:
-    """Walk a folder and its subfolders. An image is known by its suffix or, failing that, by its content.
+    """The images in a folder and its subfolders, known by their suffix or, failing that, by their content.
 
-    Links to files are followed, links to folders are not.
+    `known` are relative paths of files that are expected there, such as tables; they are neither images nor left out.
+    """
+    return list_files(root, _reason_by_content, known=known)
+
+
+def list_files(
+    root: Path, reason_of: Callable[[os.DirEntry[str]], str | None], *, known: Collection[str] = ()
+) -> Listing:
+    """Walk a folder and its subfolders. Links to files are followed, links to folders are not.
 
     Parameters
     ----------
+    reason_of
+        Why a file, or a link to a folder, is left out; None if it is wanted.
     known
-        Relative paths of files that are expected there, such as tables. They are neither images nor left out.
+        Relative paths of files that are neither wanted nor left out.
 
     Raises
     ------
@@ -77,12 +89,22 @@ def list_images(root: Path, *, known: Collection[str] = ()) -> Listing:
             if entry.is_dir(follow_symlinks=False):
                 pending.append(path)
             elif name not in known:
-                reason = reason_to_leave_out(path) or _reason_by_content(entry)
+                reason = reason_to_leave_out(path) or reason_of(entry)
                 if reason is None:
                     names.append(name)
                 else:
                     left_out[reason] += 1
     return Listing(sorted(names), dict(sorted(left_out.items())))
+
+
+def check_names(root: Path, names: Iterable[str]) -> None:
+    """Raise a `UserError` if a table could not hold one of the names."""
+    for name in names:
+        if "\r" in name or name.encode(errors="ignore").decode() != name:
+            raise UserError(
+                f"data.root: the file name {name!r} under {root} is not UTF-8, or has a carriage return, which CSV "
+                "tables do not preserve: rename the file"
+            )
 
 
 def describe(left_out: Mapping[str, int]) -> str:

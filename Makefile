@@ -66,6 +66,7 @@ audit: $(INSTALLED)
 	$(BIN)/python .ci/audit.py
 
 ui: $(INSTALLED)
+	@$(BIN)/facevae pages --wait &
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1 --host 127.0.0.1 --port 5000
 
 lock:

@@ -11,6 +11,8 @@ from conftest import BROWSER_MILLISECONDS, mlflow_server, needs_browser
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from facevae.tracking.pages import address_of_runs
+
 pytestmark = [needs_browser, pytest.mark.xdist_group("experiments")]
 
 
@@ -48,6 +50,25 @@ def cells(page: Page, header: str) -> Locator:
     return (
         page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=header, exact=True)).get_by_role("cell")
     )
+
+
+def test_the_printed_address_shows_the_runs(
+    server: str, browser: Browser, experiments: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(experiments)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.set_default_timeout(BROWSER_MILLISECONDS)
+    page.goto(address_of_runs(server))
+    expect(page.get_by_role("gridcell").get_by_role("link", name="beta-1", exact=True)).to_be_visible()
+    page.close()
+
+
+def test_a_run_says_what_it_is(page: Page) -> None:
+    page.get_by_role("link", name="beta-1", exact=True).click()
+    expect(page.get_by_text("facevae where")).to_be_visible()
+    expect(page.get_by_role("cell", name="squared error", exact=True)).to_be_visible()
+    expect(page.get_by_text("mlflow.facevae.process")).to_have_count(0)
 
 
 def test_the_runs_are_listed_under_the_names_of_the_experiments(page: Page, pytestconfig: pytest.Config) -> None:

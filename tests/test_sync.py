@@ -100,7 +100,7 @@ def assert_whole(run: "Run", folder: Path) -> None:
         with Image.open(client.download_artifacts(run.info.run_id, f"{name}.png")) as image:
             image.load()
     page = Path(client.download_artifacts(run.info.run_id, EDITOR.name)).read_bytes()
-    assert hashlib.md5(page).hexdigest() == run.data.tags["facevae.editor.html"]
+    assert hashlib.md5(page).hexdigest() == run.data.tags["mlflow.facevae.editor"]
     files = [Path(file.path) for file in client.list_artifacts(run.info.run_id, "images")]
     pictures = Counter((*file.name.split("+")[:3], file.suffix) for file in files)
     steps = [(name, "step", str(epoch)) for name in ("reconstructions", "samples") for epoch in (1, 2)]
@@ -503,4 +503,4 @@ def test_figures_of_an_older_evaluation_are_not_logged(copy: Path, monkeypatch: 
     ((name, run),) = [(name, run) for name, run in all_runs().items() if name not in before]
     assert "best_epoch" in run.data.metrics, name
     assert "ssim" not in run.data.metrics
-    assert "facevae.figures.png" not in run.data.tags
+    assert "mlflow.facevae.figures" not in run.data.tags

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,7 +32,7 @@ from facevae.config.paths import EVALUATE_METRICS, HISTORY, MODEL, TRAIN_METRICS
 from facevae.errors import UserError
 from facevae.figures import gallery
 from facevae.storage.tables import write_csv, write_json
-from facevae.tracking import runs, stage_run, store
+from facevae.tracking import pages, runs, stage_run, store
 from facevae.tracking.stage_run import StageRun, open_run
 from facevae.tracking.sync import sync
 from facevae.tracking.where import where
@@ -788,3 +789,71 @@ def test_the_message_of_an_outdated_store_is_whole() -> None:
     store_of_another_version()
     with pytest.raises(UserError, match="^MLflow at .* failed: .*[.!]$"), store.session():
         pass
+
+
+def test_a_run_and_its_experiment_describe_themselves(pipeline: Path) -> None:
+    log_training()
+    (run,) = all_runs()
+    assert "SSIM" not in run.data.tags["mlflow.note.content"]
+    log_evaluation()
+    (run,) = all_runs()
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("`avatars`, 8 x 8 pixels, a latent of 3 dimensions; from ")
+    assert "| SSIM | 0.5 |" in note
+    assert f"`facevae where {run.data.tags[runs.FINGERPRINT_TAG][:8]}`" in note
+    experiment = store.connect().get_experiment_by_name("tests")
+    assert experiment is not None
+    assert "facevae sync" in experiment.tags["mlflow.note.content"]
+    assert pipeline.is_dir()
+
+
+def test_a_description_of_the_user_stays(pipeline: Path) -> None:
+    log_training()
+    (run,) = all_runs()
+    store.connect().set_tag(run.info.run_id, "mlflow.note.content", "My best")
+    log_evaluation()
+    assert all_runs()[0].data.tags["mlflow.note.content"] == "My best"
+    assert pipeline.is_dir()
+
+
+def test_the_pages_show_only_tags_that_the_docs_explain(pipeline: Path) -> None:
+    log_training()
+    log_evaluation()
+    log_figures()
+    explained = (ROOT / "docs" / "experiments.md").read_text()
+    visible = {tag for tag in all_runs()[0].data.tags if not tag.startswith("mlflow.")}  # the pages hide the others
+    assert {tag for tag in visible if f"`{tag}`" not in explained} <= {
+        f"facevae.{stage}.duration_seconds" for stage in ("evaluate", "figures")
+    }
+    assert pipeline.is_dir()
+
+
+def test_the_address_of_the_runs_names_their_experiment(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log_training()
+    experiment = store.connect().get_experiment_by_name("tests")
+    assert experiment is not None
+    assert pages.server_address() == "http://127.0.0.1:5000"
+    address = pages.address_of_runs("http://127.0.0.1:5000")
+    assert address == f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}?workflowType=machine_learning"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:hunter2@example.org/")
+    assert pages.server_address() == "https://example.org"
+    assert pipeline.is_dir()
+
+
+def test_a_server_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "SECONDS", 0.1)
+    with pytest.raises(UserError, match="does not answer: start it with `make ui`"):
+        pages.wait_for(f"http://127.0.0.1:{free_port()}")
+
+
+@pytest.mark.parametrize("display", ["", ":0"])
+def test_a_browser_is_opened_where_there_are_windows(display: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    if display:
+        monkeypatch.setenv("DISPLAY", display)
+    pages.show("http://127.0.0.1:5000/#")
+    assert opened == (["http://127.0.0.1:5000/#"] if display else [])

@@ -230,6 +230,23 @@ def mend() -> None:
         typer.echo(done)
 
 
+@app.command()
+def pages(
+    wait: Annotated[bool, typer.Option(help="Wait for the server, then open the page in a browser too.")] = False,
+) -> None:
+    """Print the address of the project's runs in MLflow's pages."""
+    from facevae.tracking.pages import address_of_runs, server_address, show, wait_for
+
+    _project()
+    server = server_address()
+    if wait:
+        wait_for(server)
+    address = address_of_runs(server)
+    typer.echo(address)
+    if wait:
+        show(address)
+
+
 def run() -> None:
     """Run the command; turn user errors into one-line messages."""
     with reported_errors("ask for fewer faces at a time, or use a smaller model"):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from facevae.config.paths import EDITOR, EPOCHS, MODEL, PREPARED
 from facevae.storage.tables import round_number
+from facevae.tracking.descriptions import describe_run
 from facevae.tracking.image_grid import ImageGrid, Pictures
 from facevae.tracking.outputs import Kept, Outputs, Point
 from facevae.tracking.state import State, flatten
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-FIGURES_TAG = "facevae.figures.png"  # the digest of each figure by its file name, as JSON
-PREVIEWS_TAG = "facevae.epochs"  # the digest of the folder with the pictures of all epochs
-EDITOR_TAG = "facevae.editor.html"  # the digest of the face editor
+FIGURES_TAG = "mlflow.facevae.figures"  # the digest of each figure by its file name, as JSON
+PREVIEWS_TAG = "mlflow.facevae.epochs"  # the digest of the folder with the pictures of all epochs
+EDITOR_TAG = "mlflow.facevae.editor"  # the digest of the face editor
 MODEL_DIGEST_TAG = "dvc.md5"  # of a logged model: the digest of its weights
 BATCH_SIZE = 1000  # points that MLflow takes in one call
 
@@ -120,6 +121,11 @@ class Record:
             number = len(self._conflicts) - 1
             more = f" (and {number} more value(s) differ)" if number else ""
             logger.warning("run %s: %s%s", self.name, self._conflicts[0], more)
+
+    def describe(self) -> None:
+        """Bring the description up to date, after all else."""
+        if describe_run(self._client, self._run_id):
+            self.changes.append("description")
 
     def log_pictures(self, pictures: Pictures) -> None:
         """Log pictures of epochs."""

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 FINGERPRINT_TAG = "facevae.fingerprint"
-PROCESS_TAG = "facevae.process"
+PROCESS_TAG = "mlflow.facevae.process"  # the pages hide tags of that name
+NOTE_TAG = "mlflow.note.content"  # the description in the pages
+EXPERIMENT_NOTE = """\
+Variational autoencoders on faces. Each run is one state of the pipeline: its code, params and data.
+
+- `facevae where NAME` prints the commit of a run, and the commands that restore it.
+- `facevae sync` gives every DVC experiment its run.
+- A run's *Artifacts* hold its figures and the face editor, `editor.html`.
+"""
 PROCESS = r"(?P<machine>[^:]+):(?P<lock>/.*/\.facevae/processes/[0-9a-f]{32})"
 
 
@@ -42,7 +50,8 @@ def _find_or_create_experiment(client: "MlflowClient", name: str) -> str:
         local = store.tracking_uri().startswith(store.DATABASES)
         location = (store.project_root() / "mlartifacts").as_uri() if local else None
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            tags = {NOTE_TAG: EXPERIMENT_NOTE}
+            return str(client.create_experiment(name, artifact_location=location, tags=tags))
         except MlflowException:  # another machine may have been faster
             if (experiment := client.get_experiment_by_name(name)) is None:
                 raise

@@ -138,6 +138,7 @@ class StageRun:
         if status == "FINISHED":
             record.log_outputs(read_outputs(self._state, self._stages_up_to_date()))
         record.set_tags({f"facevae.{self._stage}.duration_seconds": f"{duration_seconds:.1f}"})
+        record.describe()
         record.set_status(status)
 
     def _stages_up_to_date(self) -> list[str]:

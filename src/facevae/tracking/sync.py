@@ -105,6 +105,7 @@ def _reconcile(client: "MlflowClient", held: Held, repository: Repository) -> st
     if commits or COMMIT_TAG not in recorded:
         record.set_tags(tags)
     record.log_outputs(held.outputs)
+    record.describe()
     record.set_status("FINISHED", made_at if is_new else None)
     if not record.changes:
         return ""

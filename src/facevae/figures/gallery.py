@@ -42,7 +42,7 @@ FIGURES = (
 )
 WALK = "walk.gif"  # beside these PNGs
 COLUMNS = 12  # images in a row of samples
-NUM_WALKS, NUM_STOPS, NUM_STEPS = 8, 4, 12  # faces side by side, stops of each, frames from stop to stop
+NUM_WALKS, NUM_STOPS, NUM_STEPS = 6, 4, 12  # faces side by side, stops of each, frames from stop to stop
 MANIFOLD_STEPS = 15  # images along each side of the latent map
 MAX_POINTS = 4000  # images whose latents are drawn
 

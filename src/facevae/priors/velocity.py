@@ -70,12 +70,13 @@ class Velocity(nn.Module):
         into, between = (layer.weight - layer.weight.mean(0) for layer in (self.first, self.second))
         own, through = into @ self.first_output.weight, into @ self.second_output.weight  # (width, width)
         pull_1, pull_2 = normal_1 * slope_1, normal_2 * slope_2
+        onward_1, onward_2 = normal_1 @ through, normal_2 @ between
         own_trace = slope_1 @ own.diagonal() - ((normal_1 @ own) * pull_1).sum(1) / WIDTH
         both_trace = (
             (slope_2 @ (between * through.T) * slope_1).sum(1)
-            - (normal_2 @ between * slope_1 * (pull_2 @ through.T)).sum(1) / WIDTH
-            - (normal_1 @ through * slope_2 * (pull_1 @ between.T)).sum(1) / WIDTH
-            + (normal_1 @ through * pull_2).sum(1) * (normal_2 @ between * pull_1).sum(1) / WIDTH**2
+            - (onward_2 * slope_1 * (pull_2 @ through.T)).sum(1) / WIDTH
+            - (onward_1 * slope_2 * (pull_1 @ between.T)).sum(1) / WIDTH
+            + (onward_1 * pull_2).sum(1) * (onward_2 * pull_1).sum(1) / WIDTH**2
         )
         return velocity, own_trace + both_trace + scale.sum(1)
 

@@ -38,6 +38,7 @@ PriorsOption = Annotated[
 ]
 PriorName = Literal["best", "normal", "mixture", "flow"]
 Method = Literal["best", "original", "difference", "balanced", "joint"]  # "best", or one of facevae.evaluate.directions
+EXPERIMENT = "the MLflow experiment's"
 TIMELAPSE = Path("timelapse.webp")
 COLUMNS = 8
 MAX_SAMPLES = 3000  # more do not fit into one picture
@@ -219,6 +220,18 @@ def check(params: Annotated[Path, typer.Option(help="The file to check.")] = PAR
     from facevae.config.params import load_params
 
     data_root(load_params(params).data)
+
+
+@app.command()
+def publish(
+    run: Annotated[str, typer.Argument(help="A run's name or id, or the start of its fingerprint.")],
+    alias: Annotated[str, typer.Option(help="What servers ask for. Another version that has it loses it.")],
+    name: Annotated[str, typer.Option(help="The model's name in the registry.", show_default=EXPERIMENT)] = "",
+) -> None:
+    """Register a run's model in MLflow with weights and code, so that `mlflow models serve` can load it."""
+    from facevae.tracking.publishing import publish as register
+
+    typer.echo(register(_project(), run, name, alias))
 
 
 @app.command()

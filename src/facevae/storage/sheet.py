@@ -25,8 +25,8 @@ def sheet_of(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int]:
     return np.broadcast_to(sheet, (*sheet.shape[:2], 3)) if channels == 1 else sheet, height + GAP
 
 
-def png_of(picture: NDArray[np.uint8]) -> bytes:
-    """The content of a PNG file that holds a picture (height, width, channels) with three channels or one."""
+def png_of(sheet: NDArray[np.uint8]) -> bytes:
+    """The content of a PNG file that holds a sheet (height, width, 3)."""
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)).save(buffer, "png")
+    Image.fromarray(np.ascontiguousarray(sheet)).save(buffer, "png")
     return buffer.getvalue()

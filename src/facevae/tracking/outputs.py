@@ -53,7 +53,7 @@ def read_outputs(state: State, stage_names: Iterable[str]) -> Outputs:
         if path == MODEL.as_posix():
             model_digest = state.digest(path)
         elif path == EDITOR.as_posix():
-            editor = Kept(state.digest(path), partial(_read_kept, state, path))
+            editor = Kept(state.digest(path), partial(read_kept, state, path))
         elif path == EPOCHS.as_posix():
             previews = Kept(state.digest(path), partial(_read_previews, state, path))
         elif path == HISTORY.as_posix():
@@ -83,7 +83,7 @@ def _metric_points(content: bytes, path: str) -> list[Point]:
     return [(key, 0, value) for key, value in flatten(metrics).items() if isinstance(value, int | float)]
 
 
-def _read_kept(state: State, path: str) -> bytes | None:
+def read_kept(state: State, path: str) -> bytes | None:
     """An output in the work tree or in DVC's cache, or None."""
     return state.read(path) if (state.files / path).is_file() else _read_cached(state.recorded_digest(path))[0]
 

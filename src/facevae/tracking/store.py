@@ -94,6 +94,7 @@ def connect() -> "MlflowClient":
     """A client of the store that fails within seconds if the store does not answer."""
     _probe(tracking_uri())
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")

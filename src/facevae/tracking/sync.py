@@ -10,6 +10,7 @@ from facevae.tracking import runs, store
 from facevae.tracking.outputs import Outputs, read_outputs
 from facevae.tracking.project_files import open_files
 from facevae.tracking.record import Record
+from facevae.tracking.registry import tag_published
 from facevae.tracking.repository import COMMIT_TAG, Commit, Repository, commit_tags, experiment_names
 from facevae.tracking.state import State
 
@@ -106,6 +107,8 @@ def _reconcile(client: "MlflowClient", held: Held, repository: Repository) -> st
         record.set_tags(tags)
     record.log_outputs(held.outputs)
     record.describe()
+    if tag_published(client, run):
+        record.changes.append("published versions")
     record.set_status("FINISHED", made_at if is_new else None)
     if not record.changes:
         return ""

@@ -8,6 +8,7 @@ from facevae.config.paths import MODEL, PREPARED
 from facevae.errors import UserError
 from facevae.tracking import runs, store
 from facevae.tracking.project_files import open_files
+from facevae.tracking.registry import describe
 from facevae.tracking.repository import BASELINE_TAG, COMMIT_TAG, Commit, Repository, experiment_names
 from facevae.tracking.state import State
 
@@ -23,9 +24,11 @@ def where(root: Path, name: str) -> str:
     The name is the run's name or id, or the beginning of its fingerprint. A `UserError` says that no run or several
     runs match, that the store fails, or that nothing in this clone holds the run's state.
     """
-    run = _find_run(name)
+    run = find_run(name)
+    with store.session() as client:
+        published = describe(client, run)
     repository = Repository(root)
-    state, commit = _find_holder(repository, run)
+    state, commit = find_holder(repository, run)
     lines = [
         ("run", f"{run.info.run_name} ({run.info.run_id}), {run.info.status}"),
         ("fingerprint", state.fingerprint),
@@ -33,12 +36,14 @@ def where(root: Path, name: str) -> str:
         *([("experiment", f"{commit.experiment}, on {commit.baseline}")] if commit and commit.experiment else []),
         ("data", f"{PREPARED}, {state.data_digest}"),
         ("model", f"{MODEL}, {state.recorded_digest(MODEL.as_posix())}"),
+        *([("published", published)] if published else []),
         *zip(("restore", ""), _restore(root, state, commit), strict=False),
     ]
     return "\n".join(f"{label:<12} {text}" for label, text in lines)
 
 
-def _find_run(name: str) -> "Run":
+def find_run(name: str) -> "Run":
+    """The run of that name or id, or whose fingerprint begins so; a `UserError` if none or several match."""
     with store.session() as client:
         known = runs.find_runs(client)
     for is_meant in (
@@ -55,7 +60,7 @@ def _find_run(name: str) -> "Run":
     raise UserError(f"{name}: {store.store_name()} has no such run of this pipeline; `make ui` lists them")
 
 
-def _find_holder(repository: Repository, run: "Run") -> tuple[State, Commit | None]:
+def find_holder(repository: Repository, run: "Run") -> tuple[State, Commit | None]:
     """The complete state of a run, and the commit or experiment of this clone that holds it, or None: the work tree."""
     fingerprint, own = run.data.tags[runs.FINGERPRINT_TAG], run.data.tags.get(COMMIT_TAG)
     commits: list[Commit | None] = [*reversed(repository.experiments()), *repository.commits(), None]

@@ -13,7 +13,11 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from facevae.tracking.pages import address_of_runs
 
-pytestmark = [needs_browser, pytest.mark.xdist_group("experiments")]
+pytestmark = [
+    needs_browser,
+    pytest.mark.filterwarnings("ignore"),  # MLflow and its dependencies warn about each other
+    pytest.mark.xdist_group("experiments"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def full_disk(num_bytes: int) -> Iterator[None]:
         ("prepare", 100, "data/prepared.partial/train.npy"),
         ("prepare", 2000, "data/prepared.partial/train.npy"),
         ("classifier", 2000, "models/classifier.safetensors"),
-        ("train", 0, "models/vae.safetensors"),
+        ("train", 0, "plots/epochs/reconstructions/1.png"),
         ("evaluate", 0, "models/priors.safetensors"),
         ("figures", 0, "plots/losses.png"),
         ("editor", 0, "models/editor.html"),

@@ -17,15 +17,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
-import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import torch
 import yaml
 from filelock import FileLock
-from numpy.typing import NDArray
 from PIL import Image
+from readers import disc_images as disc_images
 
 from facevae.config.params import parse_params
 from facevae.config.schema import Params
@@ -179,17 +178,6 @@ def small_tree(**changes: object) -> dict[str, Any]:
 def small_params(**changes: object) -> Params:
     """The small params, validated."""
     return parse_params(small_tree(**changes), "params.yaml")
-
-
-def disc_images(num_images: int, size: int = 8, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:
-    """Discs of random position, radius and colour on black, uint8 (num_images, size, size, channels)."""
-    generator = np.random.default_rng(seed)
-    y, x = np.mgrid[:size, :size]
-    centre = generator.uniform(0.3 * size, 0.7 * size, (num_images, 2, 1, 1))
-    radius = generator.uniform(0.2 * size, 0.4 * size, (num_images, 1, 1))
-    inside = (y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2 < radius**2
-    colour = generator.integers(100, 256, (num_images, 1, 1, channels))
-    return np.where(inside[..., None], colour, 0).astype(np.uint8)
 
 
 def clone(target: Path, **changes: object) -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, free_port, small_params
 from PIL import Image
+from readers import read_grey
 
 from facevae.data import decode_pool, preparation
 from facevae.data.decode_pool import DASK, decode_in_order
@@ -21,10 +22,6 @@ from facevae.data.sources.dispatch import open_source
 from facevae.errors import UserError
 
 PARAMS = small_params(data__num_images=60)
-
-
-def read_grey(position: int) -> Image.Image:
-    return Image.new("RGB", (8, 8), (position, position, position))
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def full_disk(num_bytes: int) -> Iterator[None]:
     ("stage", "num_bytes", "path"),
     [
         ("prepare", 100, "data/prepared.partial/train.npy"),
-        ("prepare", 2000, "data/prepared.partial/train.npy"),
+        ("prepare", 2000, "memory shared with the decoding processes"),
         ("classifier", 2000, "models/classifier.safetensors"),
         ("train", 0, "plots/epochs/reconstructions/1.png"),
         ("evaluate", 0, "models/priors.safetensors"),

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from conftest import disc_images, small_params
+from conftest import small_params
 from PIL import Image
+from readers import PIXELS, read_disc, read_disc_or_fail, read_until_a_crash, read_until_a_kill
 
 from facevae.config.schema import DataParams
 from facevae.crop import Crop
 from facevae.data import preparation
-from facevae.data.image_file import BadImageError
 from facevae.data.preparation import prepare
 from facevae.data.prepared import SPLITS, ArrayWriter, PreparedSet
 from facevae.data.sources.folder import open_folder
@@ -24,35 +24,11 @@ from facevae.data.sources.source import Source
 from facevae.data.splits import assign_splits
 from facevae.errors import UserError
 
-PIXELS = disc_images(200)
-
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make several chunks of the few small images of these tests."""
     monkeypatch.setattr(preparation, "CHUNK_BYTES", 30 * PIXELS[0].nbytes)
-
-
-def read_disc(position: int) -> Image.Image:
-    return Image.fromarray(PIXELS[position])
-
-
-def read_disc_or_fail(position: int) -> Image.Image:
-    if position % 50 == 3:
-        raise BadImageError(f"it is number {position}")
-    return read_disc(position)
-
-
-def read_until_a_crash(position: int) -> Image.Image:
-    if position == 150:
-        raise RuntimeError("a bug")
-    return read_disc(position)
-
-
-def read_until_a_kill(position: int) -> Image.Image:
-    if position == 150:
-        os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
-    return read_disc(position)
 
 
 def disc_source(read: Callable[[int], Image.Image] = read_disc, partition: list[str] | None = None) -> Source:

@@ -92,7 +92,11 @@ def _own_processes(read: Read, fit: Fit, shape: tuple[int, ...]) -> Iterator[tup
     """New processes, no forks of this one. They put pixels into shared memory, because pipes would slow them down."""
     num_processes = os.cpu_count() or 1
     num_pending = 2 * num_processes
-    memory = PROCESSES.RawArray("B", (num_pending + 1) * math.prod(shape))  # one more, which the caller is reading
+    try:
+        memory = PROCESSES.RawArray("B", (num_pending + 1) * math.prod(shape))  # one more, which the caller is reading
+    except OSError as error:
+        error.filename = "memory shared with the decoding processes"  # a temporary file without a name
+        raise
     chunks = np.frombuffer(memory, np.uint8).reshape(-1, *shape)
     turns = cycle(range(len(chunks)))
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest

@@ -55,7 +55,7 @@ def test_the_same_pictures_give_the_same_bytes(folder: Path, tmp_path: Path) -> 
 
 
 def test_missing_pictures_and_other_formats_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"film.png does not end in .gif or .webp"):
+    with pytest.raises(UserError, match=r"film.png ends neither in .gif nor in .webp"):
         save_timelapse(tmp_path / "film.png", folder, 100)
     with pytest.raises(UserError, match="nowhere has no pictures of epochs: get them by `dvc checkout`"):
         save_timelapse(tmp_path / "film.gif", tmp_path / "nowhere", 100)

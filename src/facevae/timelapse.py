@@ -1,15 +1,13 @@
 """An animation of a training, from the pictures of its epochs."""
 
-import io
 import re
 from pathlib import Path
 
 from PIL import Image
 
 from facevae.errors import UserError
-from facevae.storage.atomic import write_bytes
+from facevae.storage.animation import check_suffix, save_animation
 
-FORMATS = (".gif", ".webp")
 GAP = 8  # white pixels between two pictures of an epoch
 LAST = 5  # the last epoch stays for as many frames
 
@@ -31,8 +29,7 @@ def save_timelapse(path: Path, folder: Path, milliseconds: int) -> int:
     UserError
         The folder has no pictures, a picture is missing or damaged, or the path has another suffix.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path} does not end in {' or '.join(FORMATS)}; an animation is one of these")
+    check_suffix(path)
     names = sorted(child.name for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
     found = {name: sorted(_epochs(folder / name)) for name in names}
     if not any(found.values()):
@@ -44,12 +41,7 @@ def save_timelapse(path: Path, folder: Path, milliseconds: int) -> int:
         raise UserError(f"{folder / incomplete[0]} lacks pictures of some epochs: run `dvc checkout {folder}`")
     frames = [_below_each_other([_read(folder / name / f"{epoch}.png") for name in names]) for epoch in epochs]
     durations = [*[milliseconds] * (len(frames) - 1), LAST * milliseconds]
-    buffer = io.BytesIO()
-    lossless = {"lossless": True} if path.suffix.lower() == ".webp" else {}
-    frames[0].save(
-        buffer, path.suffix[1:], save_all=True, append_images=frames[1:], duration=durations, loop=0, **lossless
-    )
-    write_bytes(path, buffer.getvalue())
+    save_animation(path, frames, durations, lossless=True)
     return len(frames)
 
 

@@ -122,7 +122,7 @@ def render_all(folder: Path, results: Results, params: FiguresParams, *, horizon
     _render_neighbours(paths["neighbours"], results, params.temperature, horizontal_flip, seed)
     sizes = NUM_STOPS, NUM_STEPS, NUM_WALKS
     steps = pictures.walk(model, results.priors.flow.given(), *sizes, seed, temperature=params.temperature)
-    animation.save_animation(folder / WALK, steps)
+    animation.save_rows(folder / WALK, steps)
     _render_interpolation(paths["interpolation"], model, images, params)
     _render_arithmetic(paths["arithmetic"], model, images, directions, params)
     _render_edits(paths["strengths"], paths["leakage"], results)

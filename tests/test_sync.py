@@ -192,7 +192,7 @@ def test_lost_figures_are_restored(clone: Path) -> None:
     assert "updated   beta-1: 1 figures" in synchronize()
     assert path.is_file()
     stored = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert stored == {"images", "editor.html", *(f"{name}.png" for name in FIGURES)}
+    assert stored == {"images", "editor.html", gallery.WALK, *(f"{name}.png" for name in FIGURES)}
 
 
 def test_lost_editor_is_restored_if_this_machine_has_it(clone: Path) -> None:

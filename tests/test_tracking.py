@@ -125,8 +125,8 @@ def log_evaluation() -> None:
 
 def log_figures(colour: str = "red") -> None:
     with open_run("figures"):
-        for name in FIGURES:
-            Image.new("RGB", (4, 4), colour).save(f"plots/{name}.png")
+        for name in (*(f"{name}.png" for name in FIGURES), gallery.WALK):
+            Image.new("RGB", (4, 4), colour).save(f"plots/{name}")
 
 
 def all_runs() -> list["Run"]:
@@ -166,7 +166,7 @@ def test_all_stages_of_a_state_log_to_one_run(pipeline: Path) -> None:
     assert model.tags["dvc.md5"] == hashlib.md5(b"weights").hexdigest()
     assert run.info.artifact_uri.startswith((pipeline / "mlartifacts").as_uri())
     artifacts = store.connect().list_artifacts(run.info.run_id)
-    assert {file.path for file in artifacts} == {"images", *(f"{name}.png" for name in FIGURES)}
+    assert {file.path for file in artifacts} == {"images", gallery.WALK, *(f"{name}.png" for name in FIGURES)}
 
 
 def test_epochs_are_logged_during_training(pipeline: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_result_that_does_not_reproduce_is_a_warning(caplog: pytest.LogCapture
     assert f"train_loss at step 1 is 3.3, but 3.0 {CONFLICT}" in caplog.text
     log_training()
     log_figures("blue")
-    assert re.search(f"losses.png is \\w+, but \\w+ {CONFLICT} .and 10 more", caplog.text)
+    assert re.search(f"losses.png is \\w+, but \\w+ {CONFLICT} .and {len(FIGURES)} more", caplog.text)
     (run,) = all_runs()
     assert points(run, "train_loss")[0] == (1, 3.0)
 
@@ -649,7 +649,7 @@ def test_figures_that_cannot_be_stored_cost_one_warning(caplog: pytest.LogCaptur
     log_figures()
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
-    assert len(store.connect().list_artifacts(run.info.run_id)) == len(FIGURES) + 1  # and the folder of pictures
+    assert len(store.connect().list_artifacts(run.info.run_id)) == len(FIGURES) + 2  # and the folder of pictures
 
 
 @pytest.mark.parametrize(

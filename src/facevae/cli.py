@@ -110,7 +110,7 @@ def walk(
     output: Annotated[Path, typer.Option("--output", "-o", help="The GIF or WebP file to write.")] = Path("walk.gif"),
 ) -> None:
     """Animate faces that turn into other faces and back, drawn by flow matching."""
-    from facevae.figures.animation import save_rows
+    from facevae.figures.film import save_rows
 
     loaded = facevae.load(model, priors=priors)
     frames = loaded.walk(

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from facevae.errors import UserError
-from facevae.storage.animation import check_suffix, save_animation
+from facevae.figures.film import check_suffix, save_animation
 
 GAP = 8  # white pixels between two pictures of an epoch
 LAST = 5  # the last epoch stays for as many frames

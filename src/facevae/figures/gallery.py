@@ -17,7 +17,7 @@ from facevae.data.prepared import PreparedSet
 from facevae.errors import UserError
 from facevae.evaluate.directions import Directions, FittedDirections, load_directions
 from facevae.evaluate.distances import nearest_neighbours
-from facevae.figures import animation, charts, pictures, png
+from facevae.figures import charts, film, pictures, png
 from facevae.model import checkpoint
 from facevae.model.binarization import binarize
 from facevae.model.checkpoint import CheckpointHeader, require_shape
@@ -122,7 +122,7 @@ def render_all(folder: Path, results: Results, params: FiguresParams, *, horizon
     _render_neighbours(paths["neighbours"], results, params.temperature, horizontal_flip, seed)
     sizes = NUM_STOPS, NUM_STEPS, NUM_WALKS
     steps = pictures.walk(model, results.priors.flow.given(), *sizes, seed, temperature=params.temperature)
-    animation.save_rows(folder / WALK, steps)
+    film.save_rows(folder / WALK, steps)
     _render_interpolation(paths["interpolation"], model, images, params)
     _render_arithmetic(paths["arithmetic"], model, images, directions, params)
     _render_edits(paths["strengths"], paths["leakage"], results)

@@ -32,7 +32,7 @@ class Kept(Generic[ContentT]):
 
 @dataclass(frozen=True)
 class Outputs:
-    """Results of stages: points of the metrics, PNG files by name, DVC's digest of the weights, and what DVC keeps."""
+    """Results of stages: points of the metrics, pictures by name, DVC's digest of the weights, and what DVC keeps."""
 
     points: list[Point]
     figures: dict[str, bytes]
@@ -62,7 +62,7 @@ def read_outputs(state: State, stage_names: Iterable[str]) -> Outputs:
                 points += epoch_points({str(key): value for key, value in row.items()})
         elif path.endswith(".json"):
             points += _metric_points(state.read(path), path)
-        elif path.endswith(".png"):
+        elif path.endswith((".png", ".gif")):
             figures[PurePosixPath(path).name] = state.read(path)
     return Outputs(points, figures, previews, model_digest, editor)
 

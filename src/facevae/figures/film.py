@@ -4,12 +4,16 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from facevae.errors import UserError
 from facevae.storage.atomic import write_bytes
+from facevae.storage.sheet import sheet_of
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP"}  # a GIF has 256 colours a frame
+ROW_MILLISECONDS = 80
 
 
 def check_suffix(path: Path) -> None:
@@ -44,3 +48,9 @@ def save_animation(
         buffer, kind, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, lossless=lossless
     )
     write_bytes(path, buffer.getvalue())
+
+
+def save_rows(path: Path, frames: NDArray[np.uint8]) -> None:
+    """Write frames (num_frames, columns, height, width, channels), each a row of tiles, as `save_animation` does."""
+    pictures = [Image.fromarray(np.ascontiguousarray(sheet_of(frame[None])[0])) for frame in frames]
+    save_animation(path, pictures, ROW_MILLISECONDS)

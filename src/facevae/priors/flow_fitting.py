@@ -4,7 +4,7 @@ import copy
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facevae.model.vae import Posterior
 from facevae.priors.flow_matching import FlowMatching
@@ -13,15 +13,15 @@ from facevae.priors.velocity import Velocity
 from facevae.train.muon import Muon
 from facevae.train.optimizers import Adam
 
-MAX_STEPS = 2400
+MAX_STEPS = 1800
 MAX_EPOCHS = 200  # fewer steps for small sets, which are soon known by heart
 BATCH_SIZE = 256
-MUON_LEARNING_RATE = 0.02  # of matrices
-ADAM_LEARNING_RATE = 0.002  # of biases
+MUON_LEARNING_RATE = 0.02  # of thin matrices
+ADAM_LEARNING_RATE = 0.002  # of biases and the square one
 MOMENTUM = 0.95
 WARMUP_SHARE = 0.05  # of the steps
 AVERAGE_DECAY = 0.999
-UNLABELLED_SHARE = 0.3  # of the examples: nothing is said about any of their attributes
+UNLABELLED_SHARE = 0.5  # of the examples: nothing is said about any of their attributes
 NUM_CHECKS = 24  # of the loss on held-out latents
 PATIENCE = 5  # checks
 NUM_REPEATS = 4  # noises and times for each held-out latent
@@ -53,8 +53,11 @@ def fit_flow_matching(
         torch.default_generator.manual_seed(seed)
         velocity = Velocity(len(mean), len(attributes))
     average = copy.deepcopy(velocity).requires_grad_(False).eval()
-    muon = Muon(velocity, momentum=MOMENTUM)
-    adam = Adam(weight for weight in velocity.parameters() if weight.ndim < 2)
+    # To orthogonalise the square weight would take four fifths of a step, and samples are as good without
+    muon = Muon(
+        nn.ModuleList(layer for layer in velocity.children() if layer is not velocity.second), momentum=MOMENTUM
+    )
+    adam = Adam(weight for weight in velocity.parameters() if weight.ndim < 2 or weight is velocity.second.weight)
     num_steps = min(MAX_STEPS, math.ceil(MAX_EPOCHS * len(train.mean) / BATCH_SIZE))
     interval = math.ceil(num_steps / NUM_CHECKS)
     lowest, best_step, best_weights = _check(average, check), 0, copy.deepcopy(average.state_dict())

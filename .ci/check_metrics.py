@@ -29,9 +29,11 @@ TOLERANCES = {  # relative, where the default does not fit
     "sharpness_ratio": 0.2,
     "sliced_wasserstein_distance": 0.2,
     "ssim": 0.03,
+    "validation_frechet_distance": 0.5,
 }
 NOT_COMPARED = {  # counts that rounding can change, and numbers near zero
     "best_epoch",
+    "copied_share",
     "edit_success_random",
     "heldout_latent_nats",
     "kernel_distance",

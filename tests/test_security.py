@@ -32,7 +32,7 @@ from facevae.data.sources.folder import open_folder
 from facevae.data.sources.source import Source
 from facevae.errors import UserError
 from facevae.evaluate.directions import FittedDirections, load_directions, save_directions
-from facevae.figures.gallery import FIGURES
+from facevae.figures.gallery import FIGURES, WALK
 from facevae.fingerprint import training_fingerprint
 from facevae.model import checkpoint
 from facevae.model.vae import VAE
@@ -116,10 +116,11 @@ def test_calls_that_unpickle_are_found(text: str) -> None:
 
 def test_mlflow_holds_no_pickle(project: Path) -> None:
     files = [path for path in (project / "mlartifacts").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".png", ".webp", ".html", ""}
+    beginnings = {".png": b"\x89PNG", ".gif": b"GIF8", ".webp": b"RIFF", ".html": b"<!doctype html>"}
+    assert {path.suffix for path in files} == {*beginnings, ""}
     for path in files:
-        if path.suffix == ".png":
-            assert path.read_bytes().startswith(b"\x89PNG")
+        if path.suffix:
+            assert path.read_bytes().startswith(beginnings[path.suffix])
         else:
             assert path.name == "MLmodel"
             assert not re.search("pickle|python_function|loader_module", path.read_text())
@@ -278,8 +279,8 @@ def log_stages() -> None:
     with open_run("evaluate"):
         write_json(EVALUATE_METRICS, {"ssim": 0.5})
     with open_run("figures"):
-        for name in FIGURES:
-            Image.new("RGB", (4, 4)).save(f"plots/{name}.png")
+        for name in (*(f"{name}.png" for name in FIGURES), WALK):
+            Image.new("RGB", (4, 4)).save(f"plots/{name}")
 
 
 @pytest.mark.filterwarnings("ignore")

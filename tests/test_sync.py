@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -444,8 +445,10 @@ def test_a_deleted_mlflow_experiment_is_an_error_with_a_remedy(clone: Path) -> N
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
     client.delete_experiment(experiment.experiment_id)
-    with pytest.raises(UserError, match="'tests' was deleted.*mlflow experiments restore --experiment-id"):
-        synchronize()
+    lines: list[str] = []
+    with pytest.raises(UserError, match="3 state\\(s\\) have no complete run"):
+        sync(Path(), [], lines.append)
+    assert re.search("'tests' was deleted.*mlflow experiments restore --experiment-id", "".join(lines))
     assert "was deleted" in dvc(clone, "repro", "--force", "--single-item", "figures")
 
 

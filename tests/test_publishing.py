@@ -117,11 +117,12 @@ def test_a_served_model_answers_what_the_python_api_returns(tmp_path: Path) -> N
         sampled = ask(server, [], operation="sample", num_samples=5, seed=4_000_000_000)
         with pytest.raises(HTTPError, match="400") as refused:
             ask(server, png_files(images), operation="edit", add=["Wings"])
+        reason = refused.value.read().decode()  # while the server lives
     np.testing.assert_array_equal(reconstructed, model.reconstruct(images))
     np.testing.assert_array_equal(edited, model.edit(images, add={"Smiling": 1.5}, remove={"Eyeglasses": 1.5}))
     np.testing.assert_array_equal(sampled, model.sample(5, seed=4_000_000_000))
     assert not np.array_equal(edited, reconstructed)
-    assert "Wings" in refused.value.read().decode()
+    assert "Wings" in reason
 
 
 def test_a_model_is_registered_once_and_where_and_sync_know_it(clone: Path) -> None:

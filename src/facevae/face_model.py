@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from numbers import Real
-from operator import index
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from facevae.arguments import BEST, MAX_SEED, checked_temperature, choose, names_of, signed_strengths, whole_number
 from facevae.config.paths import DIRECTIONS, PRIORS
 from facevae.errors import UserError
 from facevae.image_input import Images, to_pixels
@@ -26,13 +25,6 @@ if TYPE_CHECKING:  # it imports pandas, which only edits need
 
 Pixels = NDArray[np.uint8]  # (N, height, width, channels)
 Latents = NDArray[np.float32]  # (N, latent_dim)
-Choice = TypeVar("Choice")
-
-BEST = "best"
-MAX_NUMBER = 2**31 - 1
-MAX_SEED = 2**32 - 1
-MAX_TEMPERATURE = 2.0
-MAX_STRENGTH = 1000.0  # far beyond any face, and far below what overflows float32
 
 
 class FaceModel:
@@ -93,7 +85,7 @@ class FaceModel:
             Side of the centred square to keep, in pixels of the file or Pillow image; None: in proportion, as in
             training.
         """
-        square = self._header.crop if crop is None else _whole_number("crop", crop, minimum=1)
+        square = self._header.crop if crop is None else whole_number("crop", crop, minimum=1)
         return binarize(to_pixels(images, self.image_shape, square), self._header.binarization, seed=0)
 
     def sample(
@@ -123,10 +115,10 @@ class FaceModel:
             Attributes that the faces shall have and lack. With any, the prior must be "flow" or "best", and is flow
             matching.
         """
-        number = _whole_number("num_samples", num_samples, minimum=1)
-        generator = torch.Generator().manual_seed(_whole_number("seed", seed, minimum=0, maximum=MAX_SEED))
-        sampler = self._sampler(prior, _names("present", present), _names("absent", absent))
-        return decode_all(self._model, sampler.sample(number, generator, temperature=_temperature(temperature)))
+        number = whole_number("num_samples", num_samples, minimum=1)
+        generator = torch.Generator().manual_seed(whole_number("seed", seed, minimum=0, maximum=MAX_SEED))
+        sampler = self._sampler(prior, names_of("present", present), names_of("absent", absent))
+        return decode_all(self._model, sampler.sample(number, generator, temperature=checked_temperature(temperature)))
 
     def walk(
         self,
@@ -157,14 +149,14 @@ class FaceModel:
         """
         from facevae.figures.pictures import walk
 
-        asked = self._fitted_priors.flow.given(_names("present", present), _names("absent", absent))
+        asked = self._fitted_priors.flow.given(names_of("present", present), names_of("absent", absent))
         sizes = (
-            _whole_number("num_stops", num_stops, minimum=2),
-            _whole_number("num_steps", num_steps, minimum=1),
-            _whole_number("num_faces", num_faces, minimum=1),
+            whole_number("num_stops", num_stops, minimum=2),
+            whole_number("num_steps", num_steps, minimum=1),
+            whole_number("num_faces", num_faces, minimum=1),
         )
-        number = _whole_number("seed", seed, minimum=0, maximum=MAX_SEED)
-        return walk(self._model, asked, *sizes, number, temperature=_temperature(temperature))
+        number = whole_number("seed", seed, minimum=0, maximum=MAX_SEED)
+        return walk(self._model, asked, *sizes, number, temperature=checked_temperature(temperature))
 
     def encode(self, images: Images) -> Latents:
         """The latents of images, (N, latent_dim): the means of their posteriors."""
@@ -214,7 +206,7 @@ class FaceModel:
         from facevae.evaluate.directions import direction_of
         from facevae.evaluate.directions import edit as move
 
-        strengths = _strengths({} if add is None else add, {} if remove is None else remove)
+        strengths = signed_strengths({} if add is None else add, {} if remove is None else remove)
         directions = self._directions_by(method)
         steps = [(direction_of(directions, attribute), strength) for attribute, strength in strengths.items()]
         latent = torch.from_numpy(self.encode(images))
@@ -227,7 +219,7 @@ class FaceModel:
 
         The line begins and ends with the reconstructions of the two images. `num_steps` is 2 or more.
         """
-        number = _whole_number("num_steps", num_steps, minimum=2)
+        number = whole_number("num_steps", num_steps, minimum=2)
         start, end = (torch.from_numpy(self.encode(images)) for images in (first, last))
         if not len(start) == len(end) == 1:
             raise UserError(f"interpolate: {len(start)} and {len(end)} images; pass one image for each end")
@@ -244,7 +236,7 @@ class FaceModel:
     def _prior(self, name: str) -> Prior:
         if name == "normal":
             return StandardNormal(self.latent_dim)
-        return _choose("prior", name, self._fitted_priors.priors, self._fitted_priors.best)
+        return choose("prior", name, self._fitted_priors.priors, self._fitted_priors.best)
 
     @cached_property
     def _fitted_priors(self) -> FittedPriors:
@@ -258,56 +250,10 @@ class FaceModel:
     def _directions_by(self, method: str) -> "Directions":
         fitted = self._fitted_directions
         by_method = {str(name): directions for name, directions in fitted.by_method.items()}
-        return _choose("method", method, by_method, fitted.best)
+        return choose("method", method, by_method, fitted.best)
 
     @cached_property
     def _fitted_directions(self) -> "FittedDirections":
         from facevae.evaluate.directions import load_directions
 
         return load_directions(self._directions_path, fingerprint=self._header.fingerprint)
-
-
-def _choose(name: str, wanted: str, known: Mapping[str, Choice], best: str) -> Choice:
-    """The entry called `wanted`; for "best" the entry called `best`."""
-    if wanted not in (BEST, *known):
-        raise UserError(f"{name}: {wanted!r} is unknown; use one of {', '.join([BEST, *known])}")
-    return known[best if wanted == BEST else wanted]
-
-
-def _whole_number(name: str, value: SupportsIndex, *, minimum: int, maximum: int = MAX_NUMBER) -> int:
-    try:
-        number = index(value)
-    except TypeError as error:
-        raise UserError(f"{name}: {value!r} is not a whole number") from error
-    if not minimum <= number <= maximum:
-        raise UserError(f"{name}: {number} is out of range; use {minimum} to {maximum}")
-    return number
-
-
-def _temperature(value: float) -> float:
-    if not isinstance(value, Real) or not 0 <= value <= MAX_TEMPERATURE:  # NaN is not <=
-        raise UserError(f"temperature: {value!r} is out of range; use a number from 0 to {MAX_TEMPERATURE:g}")
-    return float(value)
-
-
-def _names(name: str, attributes: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(attributes, str):
-        raise UserError(f"{name}: {attributes!r} is a single string; use a list of attributes")
-    return tuple(attributes)
-
-
-def _strengths(add: Mapping[str, float], remove: Mapping[str, float]) -> dict[str, float]:
-    """Signed strength by attribute: what is removed has its sign turned."""
-    for name, strengths in (("add", add), ("remove", remove)):
-        if not isinstance(strengths, Mapping):
-            raise UserError(f"edit: {name} is {strengths!r}; use strengths by attribute, such as {{'Smiling': 1.0}}")
-    if not add and not remove:
-        raise UserError("edit: no attribute to add or remove; name at least one")
-    if both := add.keys() & remove.keys():
-        raise UserError(f"edit: {', '.join(sorted(both))} is both added and removed; choose one")
-    for attribute, strength in [*add.items(), *remove.items()]:
-        if not isinstance(strength, Real) or not abs(strength) <= MAX_STRENGTH:  # NaN is not <=
-            raise UserError(
-                f"edit: strength {strength!r} of {attribute}; use a number from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}"
-            )
-    return {**add, **{attribute: -strength for attribute, strength in remove.items()}}

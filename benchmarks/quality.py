@@ -50,18 +50,28 @@ WARMUP_SHARE = 1 / 3  # longest KL warm-up, so that a short training reaches the
 JUDGE_EPOCHS = 24  # images are few: after the presets' 6 epochs the classifier finds one pair of glasses in six
 JUDGE = f"classifier-{JUDGE_EPOCHS}.safetensors"
 
-BEST_ADAM = {  # for half the size and a few thousand steps, where a residual block does harm
+BEST_ADAM = {  # for half the size and a few thousand steps
     "model.channels": [32, 64, 128, 256],
     "model.strides": [2, 2, 2, 2],
-    "model.residual_blocks": 0,
     "model.latent_dim": 128,
     "train.optimizer": "adam",
     "train.muon_learning_rate": None,
     "train.momentum": None,
-    "train.batch_size": 32,
-    "train.learning_rate": 0.002,
+    "train.learning_rate_warmup_steps": 200,
     "train.kl_warmup_epochs": 4.0,
     "train.average_decay": 0.995,
+    "train.clip_gradient_norm": 100000.0,
+}
+BEST_ADAM_LARGE = {  # the preset before Muon
+    **BEST_ADAM,
+    "model.channels": [32, 64, 128, 256, 256],
+    "model.strides": [2, 2, 2, 2, 2],
+    "model.residual_blocks": 1,
+    "model.latent_dim": 256,
+    "train.batch_size": 64,
+    "train.learning_rate": 0.001,
+    "train.kl_warmup_epochs": 2.0,
+    "train.average_decay": 0.999,
 }
 BEST = {
     **BEST_ADAM,
@@ -147,9 +157,12 @@ ABLATION: dict[str, tuple[str, Overrides]] = {  # the best recipe of Adam with o
     "kernel-3": ("kernels of 3 x 3 in the decoder too", {"model.decoder_kernel_size": 3}),
     "kernel-4": ("kernels of 4 x 4 in the encoder too", {"model.kernel_size": 4}),
 }
-LARGE = {  # the best preset at its own size, and with one change
-    "best-128": Contender("celeba-best.yaml", "presets/celeba-best.yaml", {}, 128),
-    "plain-128": Contender("no residual block", "presets/celeba-best.yaml", {"model.residual_blocks": 0}, 128),
+LARGE = {  # the best recipe at 128 x 128
+    "best-128": Contender("best recipe, Adam", "presets/celeba-best.yaml", BEST_ADAM_LARGE, 128),
+    "plain-128": Contender(
+        "no residual block", "presets/celeba-best.yaml", BEST_ADAM_LARGE | {"model.residual_blocks": 0}, 128
+    ),
+    "muon-128": Contender("celeba-best.yaml", "presets/celeba-best.yaml", {}, 128),
 }
 ALL = (
     CONTENDERS

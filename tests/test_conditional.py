@@ -28,7 +28,9 @@ def test_the_table_counts_what_the_judge_sees(monkeypatch: pytest.MonkeyPatch) -
     """The velocity adds the label to each latent, and the judge calls a picture odd if it is bright."""
     params = small_params(evaluate__attributes=["Odd"], evaluate__num_samples=40)
     model = new_model(params.model, 8, 3, seed=0).eval()
-    flow = FlowMatching(Velocity(3, 1), torch.zeros(3).double(), torch.eye(3).double(), ("Odd",))
+    flow = FlowMatching(
+        Velocity(3, 1), torch.zeros(3).double(), torch.eye(3).double(), ("Odd",), torch.zeros(1, 1, dtype=torch.int8)
+    )
     monkeypatch.setattr(flow.velocity, "forward", lambda latent, _, labels: torch.zeros_like(latent) + labels)
     images, attributes = disc_images(9), pd.DataFrame({"Odd": [1, 0, 0] * 3})
     threshold = float(decode_all(model, torch.zeros(1, 3)).mean())

@@ -131,7 +131,7 @@ def load_progress(path: Path) -> object:
 def some_priors() -> FittedPriors:
     eye = torch.eye(3, dtype=torch.float64)
     mixture = Mixture(eye.new_ones(1), eye.new_zeros(1, 3), eye[None])
-    flow = FlowMatching(Velocity(3, 1), eye.new_zeros(3), eye.clone(), ("Odd",))
+    flow = FlowMatching(Velocity(3, 1), eye.new_zeros(3), eye.clone(), ("Odd",), torch.ones(2, 1, dtype=torch.int8))
     scores = {
         name: PriorScores(heldout_nats=nats, validation_frechet_distance=1.0, copied_share=0.0)
         for name, nats in (("normal", -1.0), ("mixture", -2.0), ("flow", float("-inf")))

@@ -23,6 +23,8 @@ from facevae.priors.normal import StandardNormal, aggregate_gaussian, mean_log_p
 from facevae.priors.velocity import Velocity
 from facevae.storage.tensors import write_tensors
 
+NO_LABELS = torch.zeros(1, 1, dtype=torch.int8)
+
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +86,7 @@ def some_flow(latent_dim: int, spread: float = 0.1) -> FlowMatching:
         for layer in (velocity.scale, velocity.first_output, velocity.second_output):
             torch.nn.init.normal_(layer.weight, std=spread)
     velocity.requires_grad_(False).eval()
-    return FlowMatching(velocity, *aggregate_gaussian(some_posterior(24, latent_dim, 2)), ("Odd",))
+    return FlowMatching(velocity, *aggregate_gaussian(some_posterior(24, latent_dim, 2)), ("Odd",), NO_LABELS)
 
 
 def grid(limit: float, num_points: int) -> tuple[Tensor, float]:
@@ -163,7 +165,7 @@ def test_the_flow_s_density_is_that_of_a_change_of_variables(monkeypatch: pytest
 
 def test_an_untrained_flow_is_the_gaussian_of_the_aggregate_posterior() -> None:
     train = some_posterior(50, 4, 0)
-    flow = FlowMatching(Velocity(4, 0), *aggregate_gaussian(train), ())
+    flow = FlowMatching(Velocity(4, 0), *aggregate_gaussian(train), (), NO_LABELS[:, :0])
     latent = torch.cat([train.sample(generator(i)) for i in range(4000)]).numpy()
     gaussian = multivariate_normal(latent.mean(0), np.cov(latent.T))
     np.testing.assert_allclose(flow.log_prob(train.mean).numpy(), gaussian.logpdf(train.mean), atol=0.05)
@@ -174,7 +176,7 @@ def test_the_density_of_a_linear_velocity_is_the_known_gaussian() -> None:
     velocity = Velocity(3, 0)
     torch.nn.init.constant_(velocity.scale.bias, 0.7)
     mean, factor = aggregate_gaussian(some_posterior(24, 3, 2))
-    flow = FlowMatching(velocity, mean, factor, ())
+    flow = FlowMatching(velocity, mean, factor, (), NO_LABELS[:, :0])
     latent = flow.sample(20, generator())
     gaussian = multivariate_normal(mean.numpy(), np.exp(1.4) * (factor @ factor.T).numpy())
     np.testing.assert_allclose(flow.log_prob(latent).numpy(), gaussian.logpdf(latent.numpy()), atol=1e-3)
@@ -225,6 +227,18 @@ def test_labels_choose_where_the_flow_draws() -> None:
     assert float((right > 0).float().mean()) > 0.95
     assert float((left < 0).float().mean()) > 0.95
     assert float((flow.sample(200, generator())[:, 0] > 0).float().mean()) == pytest.approx(0.5, abs=0.15)
+
+
+def test_the_flow_draws_with_the_labels_of_training_images() -> None:
+    """Three of four images are of the right cluster, so three of four draws are."""
+    train = clusters(400, 0)
+    images = torch.arange(400)[(torch.arange(400) % 2 == 1) | (torch.arange(400) % 6 == 0)]
+    some = Posterior(train.mean[images], train.log_variance[images])
+    flow = fit_flow_matching(some, clusters(100, 1).sample(generator()), labels_of(400)[images], ("Odd",), seed=0)
+    assert sorted(flow.examples.flatten().tolist()) == [-1] * 67 + [1] * 200
+    assert float((flow.sample(400, generator())[:, 0] > 0).float().mean()) == pytest.approx(0.75, abs=0.07)
+    left = dataclasses.replace(flow, examples=-torch.ones(1, 1, dtype=torch.int8))
+    assert float((left.sample(200, generator())[:, 0] < 0).float().mean()) > 0.95
 
 
 def test_attributes_that_the_flow_does_not_know_are_refused() -> None:

@@ -158,20 +158,24 @@ def load_priors(path: Path, *, fingerprint: str) -> FittedPriors:
     """
     remedy = "make it by `dvc repro evaluate`, or name another file of priors"
     tensors, header = read_tensors(path, PriorsHeader, remedy=remedy)
-    shape = tuple(tensors["mixture.factors"].shape) if "mixture.factors" in tensors else ()
-    if len(shape) != 3 or 0 in shape or shape[1] != shape[2] or header.scores.keys() != set(PRIORS):
+    factors, labels = (
+        tuple(tensors[name].shape) if name in tensors else () for name in ("mixture.factors", "flow.examples")
+    )
+    is_square = len(factors) == 3 and 0 not in factors and factors[1] == factors[2]
+    if not is_square or len(labels) != 2 or labels[0] == 0 or header.scores.keys() != set(PRIORS):
         raise UserError(f"{path} holds no priors of this version of facevae: make it anew by `dvc repro evaluate`")
-    num_components, latent_dim, _ = shape
+    num_components, latent_dim, _ = factors
     parts = [torch.empty(num_components, *[latent_dim] * rank, dtype=torch.float64) for rank in range(3)]
     with torch.random.fork_rng(devices=[]):
         velocity = Velocity(latent_dim, len(header.attributes))  # draws weights that are replaced at once
-    sketch = FlowMatching(velocity, parts[1][0], parts[2][0], header.attributes)
+    examples = torch.empty(1, len(header.attributes), dtype=torch.int8).expand(labels[0], -1)
+    sketch = FlowMatching(velocity, parts[1][0], parts[2][0], header.attributes, examples)
     check_tensors(path, _tensors_of(Mixture(*parts), sketch), tensors)
     require_model(path, header.fingerprint, fingerprint)
     velocity.load_state_dict({name: tensors[f"velocity.{name}"] for name in velocity.state_dict()})
-    flow = FlowMatching(
-        velocity.requires_grad_(False).eval(), tensors["flow.mean"], tensors["flow.factor"], header.attributes
-    )
+    velocity.requires_grad_(False).eval()
+    mean, factor, examples = (tensors[f"flow.{name}"] for name in ("mean", "factor", "examples"))
+    flow = FlowMatching(velocity, mean, factor, header.attributes, examples)
     mixture = Mixture(*(tensors[f"mixture.{name}"] for name in ("weights", "means", "factors")))
     return FittedPriors(StandardNormal(latent_dim), mixture, flow, header.scores)
 
@@ -180,6 +184,6 @@ def _tensors_of(mixture: Mixture, flow: FlowMatching) -> dict[str, Tensor]:
     """All that a file of priors holds, by name."""
     return {
         **{f"velocity.{name}": tensor for name, tensor in flow.velocity.state_dict().items()},
-        **{f"flow.{name}": getattr(flow, name) for name in ("mean", "factor")},
+        **{f"flow.{name}": getattr(flow, name) for name in ("mean", "factor", "examples")},
         **{f"mixture.{name}": getattr(mixture, name) for name in ("weights", "means", "factors")},
     }

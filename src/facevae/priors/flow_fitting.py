@@ -21,10 +21,11 @@ ADAM_LEARNING_RATE = 0.002  # of biases and the square one
 MOMENTUM = 0.95
 WARMUP_SHARE = 0.05  # of the steps
 AVERAGE_DECAY = 0.999
-UNLABELLED_SHARE = 0.5  # of the examples: nothing is said about any of their attributes
+UNLABELLED_SHARE = 0.25  # of the examples: nothing is said about any of their attributes
 NUM_CHECKS = 24  # of the loss on held-out latents
 PATIENCE = 5  # checks
 NUM_REPEATS = 4  # noises and times for each held-out latent
+MAX_EXAMPLES = 4096  # training images whose labels the flow keeps, to draw with
 
 Example = tuple[Tensor, Tensor, Tensor, Tensor]  # latents, noise (batch, latent_dim), times (batch, 1), labels
 
@@ -78,7 +79,8 @@ def fit_flow_matching(
             elif step - best_step >= PATIENCE * interval:
                 break
     average.load_state_dict(best_weights)
-    return FlowMatching(average, mean, factor, attributes)
+    kept = labels[torch.randperm(len(labels), generator=generator)[:MAX_EXAMPLES]]
+    return FlowMatching(average, mean, factor, attributes, kept.to(torch.int8))
 
 
 class _Examples:
@@ -96,7 +98,7 @@ class _Examples:
         spread = self.deviations[images] * _noise_like(self.means[images], generator)
         latent = self.means[images] + spread @ self.whitening
         is_labelled = torch.rand(len(latent), 1, generator=generator) >= UNLABELLED_SHARE
-        known_share = is_labelled * torch.rand(len(latent), 1, generator=generator).square()
+        known_share = is_labelled * torch.rand(len(latent), 1, generator=generator)
         labels = self.labels[images]
         is_known = torch.rand(labels.shape, generator=generator) < known_share
         return latent, _noise_like(latent, generator), _times(len(latent), generator), labels * is_known

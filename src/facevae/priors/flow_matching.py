@@ -19,7 +19,7 @@ from facevae.priors.velocity import Velocity
 NUM_STEPS = 25  # of Heun's method, from noise to a latent
 NUM_DENSITY_STEPS = 16  # of the classical Runge-Kutta method, from a latent to noise; 0.1 nats or less of error
 BATCH_SIZE = 2000  # latents whose density is computed at a time
-GUIDANCE = 3.0  # how far labels move the velocity; 1 is what was learned, more makes attributes surer
+GUIDANCE = 3.0  # of attributes that are asked for
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,15 @@ class FlowMatching:
     """A velocity field that carries N(0, I) to the aggregate posterior.
 
     `mean` (latent_dim,) and `factor` (latent_dim, latent_dim), the lower Cholesky factor of the covariance, are those
-    of the aggregate posterior, float64. `attributes` are the names of the velocity's labels.
+    of the aggregate posterior, float64. `attributes` are the names of the velocity's labels, and `examples`
+    (num_examples, num_attributes) int8 the labels of training images.
     """
 
     velocity: Velocity
     mean: Tensor
     factor: Tensor
     attributes: tuple[str, ...]
+    examples: Tensor
 
     @property
     def latent_dim(self) -> int:
@@ -41,8 +43,14 @@ class FlowMatching:
         return len(self.mean)
 
     def sample(self, num_samples: int, generator: torch.Generator, *, temperature: float = 1.0) -> Tensor:
-        """Draw latents (num_samples, latent_dim); the temperature scales the noise that they are made of."""
-        return self.given().sample(num_samples, generator, temperature=temperature)
+        """Draw latents (num_samples, latent_dim), each with the labels of a random training image.
+
+        So the flow need not spread over all attributes at once, which few steps of training teach it less well. The
+        temperature scales the noise.
+        """
+        noise = temperature * torch.randn(num_samples, self.latent_dim, generator=generator)
+        examples = torch.randint(len(self.examples), (num_samples,), generator=generator)
+        return Conditional(self, self.examples[examples].float(), guidance=1.0).from_noise(noise)
 
     def given(self, present: Sequence[str] = (), absent: Sequence[str] = ()) -> "Conditional":
         """The distribution of latents of images that have the attributes `present` and lack those `absent`.
@@ -62,10 +70,10 @@ class FlowMatching:
                 if labels[0, index] == -label:
                     raise UserError(f"{name} is both present and absent")
                 labels[0, index] = label
-        return Conditional(self, labels)
+        return Conditional(self, labels, GUIDANCE)
 
     def log_prob(self, latent: Tensor) -> Tensor:
-        """Log density of latents (batch, latent_dim) in nats, shape (batch,).
+        """Log density of latents (batch, latent_dim) without labels, in nats, shape (batch,).
 
         The velocity's divergence is integrated on the way to the noise (arXiv 1806.07366, equation 8). It is exact, not
         estimated from random directions; only the integral has an error.
@@ -91,10 +99,14 @@ class FlowMatching:
 
 @dataclass(frozen=True)
 class Conditional:
-    """Flow matching under labels (1, num_attributes): 1 for present, -1 for absent, 0 where nothing is said."""
+    """Flow matching under labels (1 or batch, num_attributes): 1: present, -1: absent, 0: nothing is said.
+
+    `guidance` is how far labels move the velocity: 1 as far as was learned, more makes attributes surer.
+    """
 
     flow: FlowMatching
     labels: Tensor
+    guidance: float
 
     def sample(self, num_samples: int, generator: torch.Generator, *, temperature: float = 1.0) -> Tensor:
         """Draw latents (num_samples, latent_dim). The same generator gives all labels the same noise."""
@@ -111,9 +123,12 @@ class Conditional:
         return (self.flow.mean + point.double() @ self.flow.factor.T).float()
 
     def _velocity(self, point: Tensor, time: Tensor) -> Tensor:
-        """The velocity under the labels, as far beyond the one without labels as `GUIDANCE` says (arXiv 2207.12598)."""
-        free: Tensor = self.flow.velocity(point, time, torch.zeros_like(self.labels))
-        return torch.lerp(free, self.flow.velocity(point, time, self.labels), GUIDANCE) if self.labels.any() else free
+        """The velocity under the labels, moved away from the one without labels (arXiv 2207.12598)."""
+        time = time.expand(len(self.labels), 1)
+        labelled: Tensor = self.flow.velocity(point, time, self.labels)
+        if self.guidance == 1 or not self.labels.any():
+            return labelled
+        return torch.lerp(self.flow.velocity(point, time, torch.zeros_like(self.labels)), labelled, self.guidance)
 
 
 def _times(num_steps: int) -> Tensor:

@@ -73,7 +73,7 @@ lock:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--extra dev --extra dask --extra fid --output-file requirements.lock pyproject.toml
+		--extra dev --extra dask --extra fid --extra search --output-file requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-deps --output-file benchmarks/requirements.lock benchmarks/requirements.in
 

@@ -63,7 +63,7 @@ def test_the_printed_address_shows_the_runs(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     page.set_default_timeout(BROWSER_MILLISECONDS)
-    page.goto(address_of_runs(server))
+    page.goto(address_of_runs(server, "tests"))
     expect(page.get_by_role("gridcell").get_by_role("link", name="beta-1", exact=True)).to_be_visible()
     page.close()
 

@@ -833,7 +833,7 @@ def test_the_address_of_the_runs_names_their_experiment(pipeline: Path, monkeypa
     experiment = store.connect().get_experiment_by_name("tests")
     assert experiment is not None
     assert pages.server_address() == "http://127.0.0.1:5000"
-    address = pages.address_of_runs("http://127.0.0.1:5000")
+    address = pages.address_of_runs("http://127.0.0.1:5000", "tests")
     assert address == f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}?workflowType=machine_learning"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:hunter2@example.org/")
     assert pages.server_address() == "https://example.org"

@@ -206,6 +206,21 @@ def sync(
 
 
 @app.command()
+def search(
+    file: Annotated[Path, typer.Argument(help="What to vary, within which ranges, and the metric to improve.")],
+) -> None:
+    """Run trials whose params Optuna suggests, each as a DVC experiment; continue where the search stopped."""
+    try:
+        from facevae.search.guided import search as run_trials
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise UserError("facevae search needs Optuna, which is not installed: pip install -e '.[search]'") from None
+
+    run_trials(_project(), file, report=typer.echo)
+
+
+@app.command()
 def where(run: Annotated[str, typer.Argument(help="A run's name or id, or the start of its fingerprint.")]) -> None:
     """Print the commit, data and weights of an MLflow run, and the commands that restore them."""
     from facevae.tracking.where import where as find_state
@@ -248,13 +263,14 @@ def pages(
     wait: Annotated[bool, typer.Option(help="Wait for the server, then open the page in a browser too.")] = False,
 ) -> None:
     """Print the address of the project's runs in MLflow's pages."""
+    from facevae.config.params import load_params
     from facevae.tracking.pages import address_of_runs, server_address, show, wait_for
 
     _project()
     server = server_address()
     if wait:
         wait_for(server)
-    address = address_of_runs(server)
+    address = address_of_runs(server, load_params().tracking.experiment)
     typer.echo(address)
     if wait:
         show(address)

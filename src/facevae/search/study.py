@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import optuna
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
@@ -89,8 +90,8 @@ class Study:
         return Trial(self._study, self._storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
     def _sampler(self, number: int) -> TPESampler:
-        seed = (self._search.file.seed + number) % 2**32
-        return TPESampler(n_startup_trials=self._search.file.num_startup_trials, seed=seed)
+        (seed,) = np.random.SeedSequence([self._search.file.seed, number]).generate_state(1)
+        return TPESampler(n_startup_trials=self._search.file.num_startup_trials, seed=int(seed))
 
     def equal_trial(self, trial: Trial) -> FrozenTrial | None:
         """An earlier trial with the same params, whose result this one would repeat."""

@@ -86,7 +86,7 @@ class Workplace:
         from dvc.repo import Repo  # takes half a second
 
         with Repo(str(self._root)) as repo:
-            cache, settings = repo.cache.local.path, repo.config.read("local")
+            cache, settings = repo.cache.local_cache_dir, repo.config.read("local")
         with Repo(str(self.clone)) as repo, repo.config.edit("local", validate=False) as config:
             config.update(settings)
             config.setdefault("cache", {})["dir"] = cache

@@ -98,6 +98,8 @@ def test_a_killed_search_goes_on_and_stops_what_falls_behind(copy: Path, monkeyp
     assert files_of(copy) == before
     assert not (copy / ".facevae" / "search" / "tiny" / "clone").exists()
 
+    assert "Running stage 'prepare'" not in log.read_text()  # the set comes from the project's cache
+
     found = trial_runs(copy, monkeypatch)
     assert {number: run.info.status for number, run in found.items()} == {
         "0": "FINISHED",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 SHORTEST = 4  # characters of a fingerprint
+UNTRACKED = "`facevae sync` gives each experiment and the work tree its run"
 
 
 def where(root: Path, name: str) -> str:
@@ -62,7 +63,7 @@ def find_run(name: str) -> "Run":
             raise UserError(f"{name}: {len(found)} runs match. Give the id of one: {ids}")
         if found:
             return found[0]
-    raise UserError(f"{name}: {store.store_name()} has no such run of this pipeline; `make ui` lists them")
+    raise UserError(f"{name}: {store.store_name()} has no such run of this pipeline; `make ui` lists them. {UNTRACKED}")
 
 
 def find_holder(repository: Repository, run: "Run") -> tuple[State, Commit | None]:

@@ -67,6 +67,12 @@ def test_the_printed_address_shows_the_runs(
     page.goto(address_of_runs(server, "tests"))
     expect(page.get_by_role("gridcell").get_by_role("link", name="beta-1", exact=True)).to_be_visible()
     page.close()
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})  # a new one, since only the fragment differs
+    page.set_default_timeout(MILLISECONDS)
+    page.goto(address_of_runs(server, "tests", "attributes.run_name = 'beta-2'"))
+    expect(page.get_by_role("gridcell").get_by_role("link", name="beta-2", exact=True)).to_be_visible()
+    expect(page.get_by_role("gridcell").get_by_role("link", name="beta-1", exact=True)).to_have_count(0)
+    page.close()
 
 
 def test_a_run_says_what_it_is(page: Page) -> None:

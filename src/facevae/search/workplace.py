@@ -24,7 +24,13 @@ from facevae.tracking.repository import INPUTS, Commit, Repository
 
 MARK = "FACEVAE_SEARCH"  # the variable by which the processes of a search are found after a kill: its folder
 RAW_IMAGES = ("celeba", "folder", "parquet")  # sources that read data.root; the others draw or download
-GRACE = ((signal.SIGINT, 60), (signal.SIGTERM, 10), (signal.SIGKILL, 60))  # seconds to end after each signal
+GRACE = (  # seconds to end after each signal; Python loses one that comes while it frees an object
+    (signal.SIGINT, 15),
+    (signal.SIGINT, 15),
+    (signal.SIGINT, 15),
+    (signal.SIGTERM, 15),
+    (signal.SIGKILL, 60),
+)
 
 
 class Workplace:

@@ -20,7 +20,7 @@ def address_of_runs(server: str, experiment: str, condition: str = "") -> str:
     with store.session() as client:
         experiment_id = runs.find_or_create_experiment(client, experiment)
     query = {"workflowType": "machine_learning"} | ({"searchFilter": condition} if condition else {})
-    return f"{server}/#/experiments/{experiment_id}?{urlencode(query, quote_via=quote)}"
+    return f"{server}/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
 
 def server_address() -> str:

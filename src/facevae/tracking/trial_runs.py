@@ -26,11 +26,16 @@ def read_curve(name: str, clone: Path, tags: Mapping[str, str]) -> dict[int, flo
 
 
 def mark_ended(name: str, clone: Path, tags: Mapping[str, str]) -> None:
-    """Give the run of a trial that was stopped or failed its tags, and make sure that it does not look active."""
+    """Give the run of a trial that was stopped or failed its tags.
+
+    It does not look active, even if its process was killed, nor finished, if it was stopped between two stages.
+    """
     with store.session() as client:
         runs.close_dead_runs(client)
         if (run := _find_run(client, name, clone)) is not None:
             _set_tags(client, run, tags)
+            if STOPPED_TAG in tags and run.info.status != "KILLED":
+                client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _find_run(client: "MlflowClient", name: str, clone: Path) -> "Run | None":

@@ -7,7 +7,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: repro figures report sweep quality record bench test test-all chaos lint audit ui lock kernel clean
+.PHONY: repro figures report sweep quality record bench test test-all chaos lint audit ui edit serve lock kernel clean
 
 repro: $(INSTALLED)
 	@$(BIN)/facevae mend
@@ -69,11 +69,20 @@ ui: $(INSTALLED)
 	@$(BIN)/facevae pages --wait &
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1 --host 127.0.0.1 --port 5000
 
+edit: $(INSTALLED)
+	@$(BIN)/facevae editor
+
+# The work tree's model, until Ctrl-C. docs/experiments.md shows a request.
+serve: $(INSTALLED)
+	@$(BIN)/facevae publish --alias served --name facevae
+	MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} $(BIN)/mlflow models serve \
+		--model-uri models:/facevae@served --env-manager local --port 5001
+
 lock:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--extra dev --extra dask --extra fid --output-file requirements.lock pyproject.toml
+		--extra dev --extra dask --extra fid --extra search --output-file requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-deps --output-file benchmarks/requirements.lock benchmarks/requirements.in
 

@@ -2,13 +2,13 @@
 
 import base64
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
+from chromium import started_browser
 from measuring import ROOT, Row, compared, interleaved
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from facevae.config.paths import DIRECTIONS, MODEL, PRIORS
 from facevae.editor.page import build_page
@@ -21,7 +21,6 @@ from facevae.priors.fitting import load_priors
 NUM_REPEATS = 5
 NUM_FRAMES = 50
 NUM_LATENTS = 1000
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 WASM = "exports.gatherMatmul;"
 PLAIN = """exports.gatherMatmul;
 gatherMatmul = (pixels, pixelsEnd, taps, tapsEnd, depth, weights, bias, width, slope) => {
@@ -81,8 +80,7 @@ def measure(_: Path, root: Path) -> list[Row]:
     latents = priors.priors[priors.best].sample(NUM_LATENTS, torch.Generator().manual_seed(1))
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})  # which the browser inherits
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+    with started_browser() as browser:
         pages = {
             name: _opened(browser, root / ".facevae" / f"editor-{i}.html", text.replace(WASM, kernel))
             for i, (name, kernel) in enumerate({"WebAssembly": WASM, "plain JavaScript": PLAIN}.items())
@@ -90,7 +88,6 @@ def measure(_: Path, root: Path) -> list[Row]:
         contenders = {name: lambda page=page: float(page.evaluate(FRAMES, NUM_FRAMES)) for name, page in pages.items()}
         milliseconds = interleaved(contenders, NUM_REPEATS)
         difference = _largest_difference(pages["WebAssembly"], model, latents)
-        browser.close()
     os.sched_setaffinity(0, cores)
     return [
         Row("the page", len(text) / 1e6, "MB"),

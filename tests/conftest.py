@@ -23,6 +23,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from chromium import BROWSER, MILLISECONDS, started_browser
 from filelock import FileLock
 from PIL import Image
 from readers import disc_images as disc_images
@@ -46,16 +47,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-BROWSER_ARGUMENTS = [
-    "--no-sandbox",  # required for root, the user in containers
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-BROWSER_MILLISECONDS = 60_000  # for each step, on a busy machine
 needs_browser = pytest.mark.skipif(
     BROWSER is None, reason="needs a browser: neither chromium, chromium-browser nor google-chrome is installed"
 )
@@ -413,15 +404,11 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
     """The machine's Chromium, without a window."""
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
-    expect.set_options(timeout=BROWSER_MILLISECONDS)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=BROWSER, args=BROWSER_ARGUMENTS, timeout=BROWSER_MILLISECONDS
-        )
+    expect.set_options(timeout=MILLISECONDS)
+    with started_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from conftest import BROWSER_MILLISECONDS, mlflow_server, needs_browser
+from chromium import MILLISECONDS
+from conftest import mlflow_server, needs_browser
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -31,7 +32,7 @@ def server(experiments: Path) -> Iterator[str]:
 def page(server: str, browser: Browser) -> Iterator[Page]:
     """The page with the runs of MLflow's experiment "tests", reached from its first page."""
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
-    page.set_default_timeout(BROWSER_MILLISECONDS)
+    page.set_default_timeout(MILLISECONDS)
     page.goto(server)
     page.get_by_role("button", name="Model training").click()  # the other choice is for language models
     page.get_by_role("link", name="tests", exact=True).click()
@@ -62,9 +63,15 @@ def test_the_printed_address_shows_the_runs(
     monkeypatch.chdir(experiments)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
-    page.set_default_timeout(BROWSER_MILLISECONDS)
-    page.goto(address_of_runs(server))
+    page.set_default_timeout(MILLISECONDS)
+    page.goto(address_of_runs(server, "tests"))
     expect(page.get_by_role("gridcell").get_by_role("link", name="beta-1", exact=True)).to_be_visible()
+    page.close()
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})  # a new one, since only the fragment differs
+    page.set_default_timeout(MILLISECONDS)
+    page.goto(address_of_runs(server, "tests", "attributes.run_name = 'beta-2'"))
+    expect(page.get_by_role("gridcell").get_by_role("link", name="beta-2", exact=True)).to_be_visible()
+    expect(page.get_by_role("gridcell").get_by_role("link", name="beta-1", exact=True)).to_have_count(0)
     page.close()
 
 

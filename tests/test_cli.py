@@ -314,3 +314,14 @@ def test_pictures_show_what_the_python_api_returns() -> None:
 
 def test_version_is_that_of_the_package() -> None:
     assert call("--version") == f"{facevae.__version__}\n"
+
+
+def test_the_editor_is_named_by_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(UserError, match=r"models/editor.html is not in .*: run `dvc repro`"):
+        call("editor")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "editor.html").touch()
+    assert call("editor") == f"{(tmp_path / 'models' / 'editor.html').as_uri()}\n"

@@ -11,7 +11,8 @@ from urllib.parse import parse_qs
 import numpy as np
 import pytest
 import torch
-from conftest import BROWSER_MILLISECONDS, ROOT, disc_images, needs_browser
+from chromium import MILLISECONDS
+from conftest import ROOT, disc_images, needs_browser
 from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Frame, Locator, Page, expect
@@ -59,7 +60,7 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]
         path = tmp_path / name
         path.write_text(text)
         page = browser.new_page(**options)
-        page.set_default_timeout(BROWSER_MILLISECONDS)
+        page.set_default_timeout(MILLISECONDS)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: asked.append(str(error)))
         page.goto(f"{path.as_uri()}{address}")

@@ -103,6 +103,7 @@ ROOMS = {  # each with the rooms and modules that it may import
     "figures": {"config", "data", "errors", "evaluate", "model", "priors", "storage"},
     "editor": {"evaluate", "model", "priors"},
     "tracking": {"config", "errors", "storage"},
+    "search": {"config", "errors", "tracking"},
 }
 
 

@@ -132,6 +132,7 @@ def test_a_model_is_registered_once_and_where_and_sync_know_it(clone: Path) -> N
     client = store.connect()
     (version,) = client.search_model_versions("name = 'tests'")
     assert "tests version 1 (challenger, champion)" in where(Path(), name)
+    assert where(Path(), "") == where(Path(), name)  # the work tree's run
     assert "nothing to do" in synchronize()
     client.delete_registered_model_alias("tests", "champion")  # as in MLflow's pages
     assert "published versions" in synchronize()

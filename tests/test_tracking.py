@@ -833,8 +833,11 @@ def test_the_address_of_the_runs_names_their_experiment(pipeline: Path, monkeypa
     experiment = store.connect().get_experiment_by_name("tests")
     assert experiment is not None
     assert pages.server_address() == "http://127.0.0.1:5000"
-    address = pages.address_of_runs("http://127.0.0.1:5000")
-    assert address == f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}?workflowType=machine_learning"
+    address = pages.address_of_runs("http://127.0.0.1:5000", "tests")
+    runs_page = f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+    assert address == runs_page
+    address = pages.address_of_runs("http://127.0.0.1:5000", "tests", "tags.`a b` = 'c'")
+    assert address == f"{runs_page}&searchFilter=tags.%60a%20b%60%20%3D%20%27c%27"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:hunter2@example.org/")
     assert pages.server_address() == "https://example.org"
     assert pipeline.is_dir()

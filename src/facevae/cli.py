@@ -10,7 +10,7 @@ import typer
 from numpy.typing import NDArray
 
 import facevae
-from facevae.config.paths import DIRECTIONS, EPOCHS, MODEL, PARAMS, PRIORS
+from facevae.config.paths import DIRECTIONS, EDITOR, EPOCHS, MODEL, PARAMS, PRIORS
 from facevae.errors import UserError, reported_errors
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -38,6 +38,10 @@ PriorsOption = Annotated[
 ]
 PriorName = Literal["best", "normal", "mixture", "flow"]
 Method = Literal["best", "original", "difference", "balanced", "joint"]  # "best", or one of facevae.evaluate.directions
+RunArgument = Annotated[
+    str,
+    typer.Argument(help="A run's name or id, or the start of its fingerprint.", show_default="the work tree's run"),
+]
 EXPERIMENT = "the MLflow experiment's"
 TIMELAPSE = Path("timelapse.webp")
 COLUMNS = 8
@@ -206,7 +210,22 @@ def sync(
 
 
 @app.command()
-def where(run: Annotated[str, typer.Argument(help="A run's name or id, or the start of its fingerprint.")]) -> None:
+def search(
+    file: Annotated[Path, typer.Argument(help="What to vary, within which ranges, and the metric to improve.")],
+) -> None:
+    """Run trials whose params Optuna suggests, each as a DVC experiment; continue where the search stopped."""
+    try:
+        from facevae.search.guided import search as run_trials
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise UserError("facevae search needs Optuna, which is not installed: pip install -e '.[search]'") from None
+
+    run_trials(_project(), file, report=typer.echo)
+
+
+@app.command()
+def where(run: RunArgument = "") -> None:
     """Print the commit, data and weights of an MLflow run, and the commands that restore them."""
     from facevae.tracking.where import where as find_state
 
@@ -224,8 +243,8 @@ def check(params: Annotated[Path, typer.Option(help="The file to check.")] = PAR
 
 @app.command()
 def publish(
-    run: Annotated[str, typer.Argument(help="A run's name or id, or the start of its fingerprint.")],
     alias: Annotated[str, typer.Option(help="What servers ask for. Another version that has it loses it.")],
+    run: RunArgument = "",
     name: Annotated[str, typer.Option(help="The model's name in the registry.", show_default=EXPERIMENT)] = "",
 ) -> None:
     """Register a run's model in MLflow with weights and code, so that `mlflow models serve` can load it."""
@@ -244,17 +263,29 @@ def mend() -> None:
 
 
 @app.command()
+def editor() -> None:
+    """Print the address of the face editor, and open it in a browser if this session has one."""
+    from facevae.tracking.pages import show
+
+    if not EDITOR.is_file():
+        raise UserError(f"{EDITOR} is not in {Path.cwd()}: run `dvc repro` in the root of the project")
+    typer.echo(EDITOR.resolve().as_uri())
+    show(EDITOR.resolve().as_uri())
+
+
+@app.command()
 def pages(
     wait: Annotated[bool, typer.Option(help="Wait for the server, then open the page in a browser too.")] = False,
 ) -> None:
     """Print the address of the project's runs in MLflow's pages."""
+    from facevae.config.params import load_params
     from facevae.tracking.pages import address_of_runs, server_address, show, wait_for
 
     _project()
     server = server_address()
     if wait:
         wait_for(server)
-    address = address_of_runs(server)
+    address = address_of_runs(server, load_params().tracking.experiment)
     typer.echo(address)
     if wait:
         show(address)

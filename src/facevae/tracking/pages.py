@@ -5,9 +5,9 @@ import sys
 import time
 import webbrowser
 from contextlib import suppress
+from urllib.parse import quote, urlencode
 from urllib.request import urlopen
 
-from facevae.config.params import load_params
 from facevae.errors import UserError
 from facevae.tracking import runs, store
 
@@ -15,11 +15,12 @@ LOCAL = "http://127.0.0.1:5000"  # where `make ui` serves
 SECONDS = 120  # to wait for the server
 
 
-def address_of_runs(server: str) -> str:
-    """The page of a server with the table of this project's runs."""
+def address_of_runs(server: str, experiment: str, condition: str = "") -> str:
+    """The page of a server with the runs of an experiment that meet a condition, written in MLflow's language."""
     with store.session() as client:
-        experiment_id = runs.find_or_create_experiment(client, load_params().tracking.experiment)
-    return f"{server}/#/experiments/{experiment_id}?workflowType=machine_learning"
+        experiment_id = runs.find_or_create_experiment(client, experiment)
+    query = {"workflowType": "machine_learning"} | ({"searchFilter": condition} if condition else {})
+    return f"{server}/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
 
 def server_address() -> str:

@@ -44,7 +44,7 @@ def publish(root: Path, name: str, registered_name: str, alias: str) -> str:
     Parameters
     ----------
     name
-        The run's name or id, or the beginning of its fingerprint.
+        The run's name or id, or the beginning of its fingerprint; empty: the work tree's run.
     registered_name
         The name in MLflow's registry; empty: that of the run's MLflow experiment.
     alias

@@ -42,6 +42,10 @@ class Repository:
         """The commit that is checked out, or an empty text if there is none."""
         return self._git("rev-parse", "--verify", "--quiet", "HEAD")
 
+    def setting(self, key: str) -> str:
+        """A value of Git's configuration, or an empty text."""
+        return self._git("config", "--get", key)
+
     def experiments(self) -> list[Commit]:
         """All DVC experiments, oldest first.
 

@@ -1,6 +1,6 @@
 """Reconcile MLflow with Git and DVC: every state that they hold has its run, whole and under its name."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,11 +84,27 @@ def find_states(root: Path, commits: Iterable[Commit | None], report: Report) ->
     return list(held.values())
 
 
+def result_of(root: Path, commit: Commit) -> Held:
+    """The complete state that a commit holds, or a `UserError`."""
+    problems: list[str] = []
+    for entry in find_states(root, [commit], problems.append):
+        return entry
+    raise UserError("; ".join(problems))
+
+
+def record(root: Path, held: Held, tags: Mapping[str, str]) -> None:
+    """Give a state its run, with these tags beside its own."""
+    with store.session() as client:
+        _reconcile(client, held, Repository(root), tags)
+
+
 def _name(commit: Commit | None) -> str:
     return commit.experiment or commit.revision[:7] if commit else "the work tree"
 
 
-def _reconcile(client: "MlflowClient", held: Held, repository: Repository) -> str:
+def _reconcile(
+    client: "MlflowClient", held: Held, repository: Repository, more_tags: Mapping[str, str] | None = None
+) -> str:
     """Complete the run of a state; return what was done, or an empty text."""
     state, commits = held.state, held.commits
     experiment_id = runs.find_or_create_experiment(client, state.experiment)
@@ -105,6 +121,7 @@ def _reconcile(client: "MlflowClient", held: Held, repository: Repository) -> st
         record.set_name(names[-1])
     if commits or COMMIT_TAG not in recorded:
         record.set_tags(tags)
+    record.set_tags(more_tags or {})
     record.log_outputs(held.outputs)
     record.describe()
     if tag_published(client, run):

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 SHORTEST = 4  # characters of a fingerprint
+UNTRACKED = "`facevae sync` gives each experiment and the work tree its run"
 
 
 def where(root: Path, name: str) -> str:
     """What a run stands for, and the commands that restore it.
 
-    The name is the run's name or id, or the beginning of its fingerprint. A `UserError` says that no run or several
-    runs match, that the store fails, or that nothing in this clone holds the run's state.
+    The name is the run's name or id, or the beginning of its fingerprint; an empty one means the work tree's run. A
+    `UserError` says that no run or several runs match, that the store fails, or that nothing in this clone holds the
+    run's state.
     """
     run = find_run(name)
     with store.session() as client:
@@ -43,7 +45,11 @@ def where(root: Path, name: str) -> str:
 
 
 def find_run(name: str) -> "Run":
-    """The run of that name or id, or whose fingerprint begins so; a `UserError` if none or several match."""
+    """The run of that name or id, or whose fingerprint begins so; a `UserError` if none or several match.
+
+    An empty name means the work tree's run.
+    """
+    name = name or State(store.project_root()).fingerprint
     with store.session() as client:
         known = runs.find_runs(client)
     for is_meant in (
@@ -57,7 +63,7 @@ def find_run(name: str) -> "Run":
             raise UserError(f"{name}: {len(found)} runs match. Give the id of one: {ids}")
         if found:
             return found[0]
-    raise UserError(f"{name}: {store.store_name()} has no such run of this pipeline; `make ui` lists them")
+    raise UserError(f"{name}: {store.store_name()} has no such run of this pipeline; `make ui` lists them. {UNTRACKED}")
 
 
 def find_holder(repository: Repository, run: "Run") -> tuple[State, Commit | None]:

@@ -42,8 +42,30 @@ try:
     torch.linalg.cholesky(-gram)
 except torch.linalg.LinAlgError as error:
     refused = str(error)
+
+
+def error(found, left, right):  # of a product (..., m, n) of (..., m, k) and (..., k, n)
+    exact = (left.double()[..., :, :, None] * right.double()[..., None, :, :]).sum(-2)
+    return float((found - exact).detach().abs().max())
+
+
+left, right = rows[0].clone().requires_grad_(), rows[1].clone().requires_grad_()  # (9, 20)
+bias = torch.ones(9)
+linear = torch.nn.functional.linear(left, right, bias)
+linear.sum().backward()
+errors = [
+    error(linear - bias, left, right.T),
+    error(left.grad, torch.ones(9, 9), right),
+    error(right.grad, torch.ones(9, 9), left),
+    error(gram, rows, rows.mT),
+    error(rows[0, :, ::2] @ rows[0, :, ::2].T, rows[0, :, ::2], rows[0, :, ::2].T),
+    error(rows[0, :1].expand(4, 20) @ rows[1].T, rows[0, :1].expand(4, 20), rows[1].T),
+    error(torch.addmm(bias, rows[0], rows[1].T, beta=2, alpha=3) / 3 - 2 / 3, rows[0], rows[1].T),
+    error(torch.addmm(bias * math.nan, rows[0], rows[1].T, beta=0), rows[0], rows[1].T),
+    error(torch.ones(2, 0) @ torch.ones(0, 3), torch.zeros(2, 1), torch.zeros(1, 3)),
+]
 print(json.dumps({
-    "single": single.tolist(), "root": root.tolist(), "slope": single.grad.tolist(),
+    "errors": errors, "single": single.tolist(), "root": root.tolist(), "slope": single.grad.tolist(),
     "special": [str(value) for value in torch.tensor([0.0, -1.0, math.inf, 4.0]).sqrt_().tolist()],
     "integers": torch.tensor([4, 9]).sqrt().tolist(),
     "strided": torch.sqrt(strided, out=torch.empty(4, 3)).square().tolist(), "was": strided.tolist(),
@@ -130,7 +152,7 @@ def test_the_platform_of_portable_numerics_names_no_processor(monkeypatch: pytes
 
 
 @pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx2"), reason="the processor has no AVX2")
-def test_replaced_kernels_round_correctly_and_have_gradients() -> None:
+def test_replaced_kernels_agree_with_plain_formulas() -> None:
     command = [sys.executable, "-c", KERNELS]
     output = subprocess.run(command, env=portable_environment(), capture_output=True, text=True, check=True).stdout
     found = json.loads(output)
@@ -139,6 +161,7 @@ def test_replaced_kernels_round_correctly_and_have_gradients() -> None:
     assert found["special"] == ["0.0", "nan", "inf", "2.0"]
     assert found["integers"] == [2, 3]
     assert np.array(found["strided"]) == pytest.approx(np.array(found["was"]), rel=1e-6)
+    assert max(found["errors"]) < 1e-4
     assert found["difference"] < 1e-5
     assert found["above"] == 0
     assert found["info"] == [0, 0]

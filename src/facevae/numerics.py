@@ -3,15 +3,19 @@
 PyTorch, NumPy and their libraries choose kernels by the processor, and kernels differ in the order of sums and in the
 polynomials of their functions. Environment variables make nearly all of them choose the same everywhere. What is left
 are two kernels of MKL that start from the processor's approximation of 1 / sqrt(x), whose last bits Intel's and AMD's
-manuals leave open: NumPy's replace them. benchmarks/portable_ops.py measures each operation.
+manuals leave open: NumPy's replace them. NumPy's OpenBLAS also multiplies matrices, because MKL's common branch takes
+twice as long. benchmarks/portable_ops.py compares the bits of each operation, and bench_portable.py measures the price.
 """
 
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from facevae.errors import UserError
@@ -43,14 +47,22 @@ def use_portable_kernels() -> None:
             f"train.numerics: 'portable' needs other values of {', '.join(wrong)} when Python starts. Run the stage by "
             "`dvc repro`, or by `env $(cat stages/portable.env) PYTHONPATH=src python stages/NAME.py`"
         )
-    _replace_approximations()
+    _replace_kernels()
 
 
 @cache
-def _replace_approximations() -> torch.library.Library:
-    """Compute square roots and Cholesky factors with NumPy, for as long as the returned library lives."""
+def _replace_kernels() -> torch.library.Library:
+    """Compute square roots, Cholesky factors and products with NumPy, for as long as the returned library lives."""
     library = torch.library.Library("aten", "IMPL")
-    kernels = {"sqrt": _sqrt, "sqrt_": _sqrt_in_place, "sqrt.out": _sqrt_out, "linalg_cholesky_ex": _cholesky_ex}
+    kernels: dict[str, Callable[..., object]] = {
+        "sqrt": _sqrt,
+        "sqrt_": _sqrt_in_place,
+        "sqrt.out": _sqrt_out,
+        "linalg_cholesky_ex": _cholesky_ex,
+        "mm": _product,
+        "bmm": _product,
+        "addmm": _sum_with_product,
+    }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators")  # that another kernel is replaced
         for name, kernel in kernels.items():
@@ -83,3 +95,21 @@ def _cholesky_ex(matrices: Tensor, *, upper: bool = False, check_errors: bool = 
             raise
         return torch.full_like(matrices, torch.nan), torch.ones_like(info)
     return factors, info
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """The product of matrices (..., m, k) and (..., k, n)."""
+    return torch.from_numpy(np.matmul(_for_blas(left), _for_blas(right)))
+
+
+def _for_blas(matrices: Tensor) -> NDArray[Any]:
+    """Matrices in an order that BLAS takes; NumPy would multiply others by plain loops."""
+    return (matrices if matrices.mT.is_contiguous() else matrices.contiguous()).detach().numpy()
+
+
+def _sum_with_product(term: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """`beta * term + alpha * left @ right`; without the term, NaN or not, if beta is 0."""
+    product = _product(left, right)
+    if alpha != 1:
+        product *= alpha
+    return product if beta == 0 else product.add_(term, alpha=beta)

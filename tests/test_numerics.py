@@ -14,7 +14,7 @@ import portable_ops
 import pytest
 import torch
 import yaml
-from conftest import ROOT, clean_environment, small_params
+from conftest import ROOT, clean_environment, init_repository, small_params, small_tree
 
 from facevae.device import platform, set_up_device
 from facevae.errors import UserError
@@ -167,6 +167,21 @@ def test_replaced_kernels_agree_with_plain_formulas() -> None:
     assert found["info"] == [0, 0]
     assert found["failed"] == [1, 1]
     assert "not positive-definite" in found["refused"]
+
+
+@pytest.mark.parametrize("changed", ["metrics/train.json", "plots/samples.png", "dvc.lock"])
+def test_ci_demands_the_committed_bytes(tmp_path: Path, changed: str) -> None:
+    for name in ("metrics/train.json", "plots/samples.png", "dvc.lock"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1.0\n")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(small_tree(**PORTABLE)))
+    init_repository(tmp_path)
+    check = [sys.executable, str(ROOT / ".ci" / "check_metrics.py")]
+    assert subprocess.run(check, cwd=tmp_path, check=False, capture_output=True).returncode == 0
+    (tmp_path / changed).write_text("1.0000000001\n")
+    result = subprocess.run(check, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert changed in result.stdout
 
 
 @pytest.mark.slow

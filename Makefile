@@ -7,7 +7,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: repro figures report sweep quality record bench test test-all chaos lint audit ui edit serve lock kernel clean
+.PHONY: repro figures report sweep quality record bench test test-all chaos portable lint audit ui edit serve lock kernel clean
 
 repro: $(INSTALLED)
 	@$(BIN)/facevae mend
@@ -57,6 +57,11 @@ chaos: $(INSTALLED)
 	$(BIN)/python benchmarks/chaos.py .facevae/trials/kills --kills 200
 	$(BIN)/python benchmarks/chaos.py .facevae/trials/training --kills 20 --as-committed --stage train --within 60
 
+# Needs qemu-user. Takes ten minutes on an idle core for each emulated processor; JOBS of them run at a time.
+portable: $(INSTALLED)
+	rm -rf .facevae/portable
+	$(BIN)/python benchmarks/portable.py .facevae/portable --jobs $(or $(JOBS),1)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -92,7 +97,7 @@ kernel: $(INSTALLED)
 		< src/facevae/editor/gather_matmul.wat > src/facevae/editor/gather_matmul.wasm
 
 clean:
-	rm -rf .venv .facevae/quality .facevae/trials .mypy_cache .pytest_cache .ruff_cache .hypothesis data/prepared.old data/prepared.partial
+	rm -rf .venv .facevae/quality .facevae/trials .facevae/portable .mypy_cache .pytest_cache .ruff_cache .hypothesis data/prepared.old data/prepared.partial
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip installs uv from the lock, with its hashes; uv installs everything else in a fraction of pip's time. The packages

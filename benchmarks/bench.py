@@ -13,7 +13,7 @@ from measuring import RESULTS, ROOT, as_table, hardware
 
 from facevae.errors import reported_errors
 
-PARTS = ("throughput", "time_to_quality", "prepare", "start", "scaling", "editor")
+PARTS = ("throughput", "time_to_quality", "prepare", "start", "scaling", "editor", "portable")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ def main() -> None:
     prepared = PreparedSet().verified()
     images, manifest = (prepared.images("train"), prepared.images("validation")), prepared.manifest
     device = set_up_device(params.train)
-    fingerprint = training_fingerprint(params, prepared.digest, platform(device))
+    fingerprint = training_fingerprint(params, prepared.digest, platform(device, params.train.numerics))
     model = vae.new_model(params.model, manifest.image_size, manifest.channels, seed=params.seed)
     with distributed.joined_workers(device, fingerprint) as workers:
         train = partial(loop.train, model, *images, params.train, device, seed=params.seed, workers=workers, draw=True)

@@ -104,6 +104,7 @@ SMALL: dict[str, Any] = {
         "max_skipped_steps": 5,
         "precision": "float32",
         "device": "cpu",
+        "numerics": "native",
         "num_threads": 1,  # tensors are tiny, so a second thread would only cost time
         "launcher": "python",
     },

@@ -7,8 +7,9 @@ from contextlib import suppress
 import numpy as np
 import torch
 
-from facevae.config.schema import Precision, TrainParams
+from facevae.config.schema import Numerics, Precision, TrainParams
 from facevae.errors import UserError
+from facevae.numerics import use_portable_kernels
 
 LARGE_MAP = 2**20  # bytes; a larger map exceeds the cache of one core
 
@@ -23,11 +24,14 @@ def set_up_device(params: TrainParams) -> torch.device:
     Raises
     ------
     UserError
-        `train.device` is cuda without a GPU, or the machine has fewer GPUs than processes.
+        `train.device` is cuda without a GPU, or the machine has fewer GPUs than processes, or this processor or process
+        cannot be portable as `train.numerics` asks.
     """
     device = torch.device("cpu") if params.device == "cpu" or not torch.cuda.is_available() else _own_gpu()
     if params.device == "cuda" and device.type == "cpu":
         raise UserError("train.device: 'cuda', but torch finds no CUDA device. Use auto or cpu")
+    if params.numerics == "portable":
+        use_portable_kernels()
     torch.set_num_threads(params.num_threads)
     _keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else products depend on what ran before
@@ -62,11 +66,13 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def platform(device: torch.device) -> dict[str, str]:
+def platform(device: torch.device, numerics: Numerics) -> dict[str, str]:
     """The versions and the processor that decide how a computation on this device rounds."""
     facts = {"torch": torch.__version__, "numpy": np.__version__, "device": device.type}
     if device.type == "cuda":
         return {**facts, "processor": torch.cuda.get_device_name(device)}
+    if numerics == "portable":
+        return {**facts, "processor": "x86-64 with AVX2"}
     return {**facts, "processor": torch.backends.cpu.get_cpu_capability(), **_cpu_flags()}
 
 

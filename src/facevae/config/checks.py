@@ -129,6 +129,13 @@ def _train_problems(train: TrainParams) -> Iterator[str]:
             f"train.binarization: {train.binarization!r}, but train.likelihood {train.likelihood!r} models all "
             "intensities: use none, or set train.likelihood to bernoulli"
         )
+    for key, wanted in (("precision", "float32"), ("device", "cpu")):
+        value = getattr(train, key)
+        if train.numerics == "portable" and value != wanted:
+            yield (
+                f"train.{key}: {value!r} depends on the processor, but train.numerics is portable: set it to {wanted}, "
+                "or train.numerics to native"
+            )
     if train.kl_warmup_epochs > train.epochs:
         yield (
             f"train.kl_warmup_epochs: {train.kl_warmup_epochs:g} is longer than train.epochs {train.epochs}, so the KL "

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 Split = Literal["validation", "test"]
 Likelihood = Literal["squared_error", "gaussian", "bernoulli"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Numerics = Literal["native", "portable"]
 Binarization = Literal["none", "threshold", "fixed", "per_epoch"]
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]  # fits a C int, as torch requires
 ImageSize = Annotated[int, Field(ge=8, le=1024)]  # pixels, height = width
@@ -93,6 +94,7 @@ class TrainParams(Section):
     max_skipped_steps: Count  # in one epoch
     precision: Precision
     device: Literal["auto", "cpu", "cuda"]
+    numerics: Numerics  # native: as fast as the processor can; portable: the same bits on every x86-64
     num_threads: Annotated[int, Field(gt=0, le=1024)]  # of each process
     launcher: Text  # the command that runs the train stage, such as `python` or `torchrun`
 

@@ -1,4 +1,4 @@
-"""Train the model on the prepared set and keep the weights of its best epoch."""
+"""Train the model on the prepared set, keep the weights of its best epoch, and sharpen its decoder if asked to."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from facevae.fingerprint import inputs_digest, refuse_change, training_fingerpri
 from facevae.model import checkpoint, vae
 from facevae.storage.tables import write_csv, write_json
 from facevae.tracking import stage_run
-from facevae.train import distributed, loop, previews, resume
+from facevae.train import distributed, phases, previews, resume
 
 
 def main() -> None:
@@ -23,7 +23,10 @@ def main() -> None:
     fingerprint = training_fingerprint(params, prepared.digest, platform(device))
     model = vae.new_model(params.model, manifest.image_size, manifest.channels, seed=params.seed)
     with distributed.joined_workers(device, fingerprint) as workers:
-        train = partial(loop.train, model, *images, params.train, device, seed=params.seed, workers=workers, draw=True)
+        sections = params.train, params.sharpen
+        train = partial(
+            phases.train_and_sharpen, model, *images, *sections, device, seed=params.seed, workers=workers, draw=True
+        )
         if not workers.leads:
             train()
             return

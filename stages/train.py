@@ -15,18 +15,15 @@ from facevae.train import distributed, phases, previews, resume
 
 
 def main() -> None:
-    before = inputs_digest("train")
-    params = load_params()
+    before, params = inputs_digest("train"), load_params()
     prepared = PreparedSet().verified()
     images, manifest = (prepared.images("train"), prepared.images("validation")), prepared.manifest
     device = set_up_device(params.train)
     fingerprint = training_fingerprint(params, prepared.digest, platform(device))
     model = vae.new_model(params.model, manifest.image_size, manifest.channels, seed=params.seed)
+    what = model, *images, params.train, params.sharpen, device
     with distributed.joined_workers(device, fingerprint) as workers:
-        sections = params.train, params.sharpen
-        train = partial(
-            phases.train_and_sharpen, model, *images, *sections, device, seed=params.seed, workers=workers, draw=True
-        )
+        train = partial(phases.train_and_sharpen, *what, seed=params.seed, workers=workers, draw=True)
         if not workers.leads:
             train()
             return

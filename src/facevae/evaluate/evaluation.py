@@ -20,10 +20,10 @@ from facevae.evaluate.latent import latent_metrics, latent_table
 from facevae.evaluate.likelihood import calibrated_log_sigma, likelihood_metrics, likelihood_table
 from facevae.evaluate.reconstruction import mean_squared_error, reconstruction_metrics
 from facevae.evaluate.samples import Samplers, fit_compared_priors
-from facevae.evaluate.two_sample import MAX_PAIRS, two_sample_accuracy
+from facevae.evaluate.two_sample import reconstructed_pairs, two_sample_accuracy
 from facevae.model.binarization import binarize
 from facevae.model.checkpoint import CheckpointHeader, require_shape
-from facevae.model.inference import decode_all, encode_all
+from facevae.model.inference import encode_all
 from facevae.model.vae import VAE, Posterior
 from facevae.priors.fitting import FittedPriors
 from facevae.storage.tables import require_finite
@@ -130,13 +130,19 @@ def evaluate(
     best_method = studies["validation"].best_method()
     strengths = studies["validation"].best_strengths(best_method)
     edits = studies[params.split]
+    reconstructed = reconstructed_pairs(
+        model,
+        (validation.originals, validation.posteriors.mean),
+        (held_out.originals, held_out.posteriors.mean),
+        batch_size=params.batch_size,
+    )
     metrics = {
         **reconstruction_metrics(model, held_out.images, held_out.posteriors, batch_size=params.batch_size, seed=seed),
         **likelihood_metrics(likelihood, priors.best),
         **latent_metrics(held_out.posteriors),
         **{str(name): value for name, value in samples.to_dict("index")[priors.best].items()},
         "neighbour_distance_ratio": samplers.neighbour_distance_ratio(train.originals),
-        "two_sample_accuracy": _two_sample_accuracy(model, validation, held_out, params, seed),
+        "two_sample_accuracy": two_sample_accuracy(*reconstructed, model.log_sigma.device, seed=seed),
         **conditional_metrics(conditional),
         **({} if skill.empty else {"classifier_auc": float(skill["classifier_auc"].mean())}),
         **_edit_metrics(edits, strengths, best_method),
@@ -179,18 +185,6 @@ def _log_sigmas(
         error = mean_squared_error(model, images, posteriors, batch_size=params.batch_size, seed=seed)
         log_sigmas["calibrated"] = calibrated_log_sigma(error, images[0].size)
     return log_sigmas
-
-
-def _two_sample_accuracy(model: VAE, train: _Split, held_out: _Split, params: EvaluateParams, seed: int) -> float:
-    """How well reconstructions can be told from images; if one split is both, its first half trains."""
-    pairs = [
-        (split.originals[:MAX_PAIRS], decode_all(model, split.posteriors.mean[:MAX_PAIRS], params.batch_size))
-        for split in (train, held_out)
-    ]
-    if train is held_out:
-        half = len(pairs[0][0]) // 2
-        pairs = [(real[:half], decoded[:half]), (real[half:], decoded[half:])]
-    return two_sample_accuracy(*pairs, model.log_sigma.device, seed=seed)
 
 
 def _warn_of_poor_judge(skill: pd.DataFrame, params: EvaluateParams) -> None:

@@ -1,4 +1,4 @@
-"""A classifier two-sample test (Lopez-Paz and Oquab 2017, arXiv 1610.06545): can reconstructions be told from images?"""
+"""A classifier two-sample test (Lopez-Paz and Oquab 2017, arXiv 1610.06545): are reconstructions told from images?"""
 
 import numpy as np
 import torch
@@ -8,15 +8,35 @@ from torch.nn import functional
 
 from facevae.evaluate.judge import Classifier
 from facevae.evaluate.judge_training import one_cycle
+from facevae.model.inference import decode_all
 from facevae.model.pixels import to_unit_range
+from facevae.model.vae import VAE
 from facevae.train.optimizers import Adam
 
-EPOCHS = 8
+NUM_STEPS = 120
 BATCH_SIZE = 32  # pairs
 LEARNING_RATE = 0.003
 MAX_PAIRS = 600  # of each split, which bounds the time
 
 Pairs = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+
+def reconstructed_pairs(
+    model: VAE, train: tuple[NDArray[np.uint8], Tensor], heldout: tuple[NDArray[np.uint8], Tensor], *, batch_size: int
+) -> tuple[Pairs, Pairs]:
+    """Images of two splits with their reconstructions, at most `MAX_PAIRS` of each.
+
+    A split is images (N, height, width, channels) and the means of their posteriors (N, latent_dim). If both are the
+    same, its halves take their places.
+    """
+    decoded = [
+        (images[:MAX_PAIRS], decode_all(model, means[:MAX_PAIRS], batch_size)) for images, means in (train, heldout)
+    ]
+    if train[0] is heldout[0]:
+        images, reconstructions = decoded[0]
+        half = len(images) // 2
+        decoded = [(images[:half], reconstructions[:half]), (images[half:], reconstructions[half:])]
+    return decoded[0], decoded[1]
 
 
 def two_sample_accuracy(train: Pairs, heldout: Pairs, device: torch.device, *, seed: int) -> float:
@@ -28,42 +48,41 @@ def two_sample_accuracy(train: Pairs, heldout: Pairs, device: torch.device, *, s
     Parameters
     ----------
     train, heldout
-        Images and their reconstructions, each uint8 (N, height, width, channels). At most `MAX_PAIRS` are used.
+        Images and their reconstructions, each uint8 (N, height, width, channels).
     device
         Where to compute.
     seed
-        Determines the initial weights and the order of the pairs.
+        Determines the initial weights and the pairs of each step.
     """
-    real, decoded = (images[:MAX_PAIRS] for images in train)
+    real, decoded = train
     torch.manual_seed(seed)
     classifier = Classifier(real.shape[1], real.shape[3], ("real",)).to(device).train()
     optimizer = Adam(classifier.parameters())
-    num_batches = -(-len(real) // BATCH_SIZE)
-    schedule = one_cycle(LEARNING_RATE, EPOCHS * num_batches)
-    order = np.random.default_rng(seed)
-    for _ in range(EPOCHS):
-        for chosen in np.array_split(order.permutation(len(real)), num_batches):
-            logits = _logits(classifier, real[chosen], decoded[chosen], device)
-            optimizer.zero_grad()
-            functional.softplus(-logits).mean().backward()
-            learning_rate, beta1 = next(schedule)
-            optimizer.step(learning_rate, beta1=beta1)
-    return _accuracy(classifier.eval(), [images[:MAX_PAIRS] for images in heldout], device)
+    batch_size = min(BATCH_SIZE, len(real))
+    generator = np.random.default_rng(seed)
+    for learning_rate, beta1 in one_cycle(LEARNING_RATE, NUM_STEPS):
+        chosen = generator.choice(len(real), batch_size, replace=False)
+        logits = _logits(classifier, real[chosen], decoded[chosen], device)
+        optimizer.zero_grad()
+        functional.softplus(-logits).mean().backward()
+        optimizer.step(learning_rate, beta1=beta1)
+    return _accuracy(classifier.eval(), heldout, device)
 
 
 @torch.no_grad()
-def _accuracy(classifier: Classifier, pairs: list[NDArray[np.uint8]], device: torch.device) -> float:
+def _accuracy(classifier: Classifier, pairs: Pairs, device: torch.device) -> float:
     """The share of images and reconstructions that are recognised; a logit of 0 counts half."""
+    real, decoded = pairs
     correct = []
-    for start in range(0, len(pairs[0]), BATCH_SIZE):
-        logits = _logits(classifier, *(images[start : start + BATCH_SIZE] for images in pairs), device)
-        correct.append((1 + logits.sign()) / 2)
+    for start in range(0, len(real), BATCH_SIZE):
+        chosen = slice(start, start + BATCH_SIZE)
+        correct.append((1 + _logits(classifier, real[chosen], decoded[chosen], device).sign()) / 2)
     return float(torch.cat(correct).double().mean())
 
 
 def _logits(
     classifier: Classifier, real: NDArray[np.uint8], decoded: NDArray[np.uint8], device: torch.device
 ) -> Tensor:
-    """The logits of images, and minus those of their reconstructions, (2 N,): positive where the classifier is right."""
+    """The logits of N images, and minus those of their reconstructions, (2 N,): positive is right."""
     logits: Tensor = classifier(to_unit_range(np.concatenate([real, decoded]), device))[:, 0]
     return torch.cat([logits[: len(real)], -logits[len(real) :]])

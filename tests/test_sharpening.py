@@ -2,6 +2,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from facevae.evaluate.distances import sharpness
 from facevae.model.inference import decode_all, encode_all
 from facevae.model.pixels import to_unit_range
 from facevae.model.vae import VAE, new_model
+from facevae.storage.tables import write_csv
+from facevae.tracking.outputs import epoch_points
 from facevae.train.discriminator import (
     Discriminator,
     Verdict,
@@ -24,6 +27,7 @@ from facevae.train.discriminator import (
     feature_loss,
 )
 from facevae.train.distributed import Workers
+from facevae.train.epoch import EpochRow
 from facevae.train.loop import Progress, TrainingResult, train
 from facevae.train.phases import train_and_sharpen
 from facevae.train.sharpening import Sharpening
@@ -98,6 +102,15 @@ def test_the_history_goes_on_with_the_losses_of_both_sides() -> None:
     assert history["epoch"].to_list() == [1, 2, 3, 4, 5]
     assert history[FURTHER].isna().all(axis=1).to_list() == [True, True, False, False, False]
     assert history.drop(columns=FURTHER).notna().all(axis=None)
+
+
+def test_mlflow_gets_the_same_points_live_and_from_the_file(tmp_path: Path) -> None:
+    rows: list[EpochRow] = []
+    result = run(small_params(**STATEFUL), on_epoch=[lambda progress: rows.append(progress.rows[-1])])
+    write_csv(tmp_path / "history.csv", result.history)
+    read = pd.read_csv(tmp_path / "history.csv").to_dict("records")
+    live, stored = (sorted(point for row in table for point in epoch_points(row)) for table in (rows, read))
+    assert stored == live
 
 
 def test_the_last_epoch_is_kept_although_the_validation_loss_rises() -> None:

@@ -108,9 +108,12 @@ def test_mlflow_gets_the_same_points_live_and_from_the_file(tmp_path: Path) -> N
     rows: list[EpochRow] = []
     result = run(small_params(**STATEFUL), on_epoch=[lambda progress: rows.append(progress.rows[-1])])
     write_csv(tmp_path / "history.csv", result.history)
-    read = pd.read_csv(tmp_path / "history.csv").to_dict("records")
-    live, stored = (sorted(point for row in table for point in epoch_points(row)) for table in (rows, read))
-    assert stored == live
+    stored: list[EpochRow] = [
+        {str(key): value for key, value in row.items()}
+        for row in pd.read_csv(tmp_path / "history.csv").to_dict("records")
+    ]
+    live, read = (sorted(point for row in table for point in epoch_points(row)) for table in (rows, stored))
+    assert read == live
 
 
 def test_the_last_epoch_is_kept_although_the_validation_loss_rises() -> None:

@@ -23,6 +23,7 @@ import yaml
 from measuring import RESULTS, ROOT, hardware
 from numpy.typing import NDArray
 from pydantic import BaseModel
+from second_judge import second_judge
 from torch import Tensor, nn
 
 from facevae.config.params import parse_params
@@ -32,15 +33,18 @@ from facevae.data.prepared import PreparedSet
 from facevae.data.sources.dispatch import open_source
 from facevae.device import autocast, set_up_device
 from facevae.errors import UserError, reported_errors
+from facevae.evaluate.distances import frechet_distance
 from facevae.evaluate.edits import RANDOM
 from facevae.evaluate.evaluation import Evaluation, evaluate
 from facevae.evaluate.judge import Classifier, load_classifier, save_classifier
 from facevae.evaluate.judge_training import train_classifier
 from facevae.model.checkpoint import CheckpointHeader
+from facevae.model.inference import decode_all, encode_all
 from facevae.model.vae import VAE, Posterior, bounded_log_variance, new_model
 from facevae.storage.tables import write_csv, write_json
 from facevae.storage.tensors import read_tensors, write_tensors
-from facevae.train.loop import train
+from facevae.train.loop import Progress, train
+from facevae.train.phases import sharpen
 
 IMAGE_SIZE = 64
 NUM_TRAIN, NUM_VALIDATION, NUM_IMAGES = 6500, 500, 8000  # in order; the rest is the test split
@@ -95,7 +99,17 @@ ADAM = {  # the demo as it was measured, before Muon
 ORIGINAL_OBJECTIVE = {"train.likelihood": "squared_error", "train.clip_gradient_norm": 200.0}
 PYTHAE = {"model.latent_dim": 64, "train.batch_size": 64, "train.learning_rate": 0.001}
 
-DETERMINING = {"model", "train"}  # sections of the params that determine the weights
+SHARP = {  # for 64 x 64
+    **BEST,
+    "sharpen.epochs": 12,
+    "sharpen.learning_rate": 0.001,
+    "sharpen.discriminator_channels": [32, 64, 128, 256],
+    "sharpen.adversarial_weight": 0.5,
+    "sharpen.feature_weight": 30.0,
+    "sharpen.squared_error_weight": 240.0,
+}
+
+SHOWN = ("sharpness_ratio", "sliced_wasserstein_distance")  # of reconstructions too
 
 COLUMNS = {  # of the table, with the number of decimals
     "num_weights": 0,
@@ -129,6 +143,7 @@ class Contender:
     preset: str
     overrides: Overrides
     image_size: int = IMAGE_SIZE
+    sharpens: str | None = None  # the contender whose decoder is sharpened
 
 
 CONTENDERS = {
@@ -141,6 +156,7 @@ CONTENDERS = {
         "best recipe, Adam, original's objective", "presets/celeba-best.yaml", BEST_ADAM | ORIGINAL_OBJECTIVE
     ),
     "muon": Contender("best recipe", "presets/celeba-best.yaml", BEST),
+    "sharp": Contender("best recipe, sharpened", "presets/celeba-best.yaml", SHARP, sharpens="muon"),
 }
 ABLATION: dict[str, tuple[str, Overrides]] = {  # the best recipe of Adam with one change
     "one-way": ("no mirrored images", {"train.horizontal_flip": False}),
@@ -187,7 +203,7 @@ class Budget:
 
 
 class Trained(BaseModel):
-    """Header of a contender's weights. `params` are the sections `DETERMINING` as JSON.
+    """Header of a contender's weights. `params` are the sections that determine them, as JSON.
 
     The hardware is that of the training. The evaluation may run on another machine, since it is not timed.
     """
@@ -254,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("images", type=Path, help="a folder with img_align_celeba/ and list_attr_celeba.txt")
     parser.add_argument("work", type=Path, help="a folder for prepared images, classifiers and weights")
-    parser.add_argument("--only", nargs="+", choices=ALL, default=list(CONTENDERS), help="default: the first seven")
+    parser.add_argument("--only", nargs="+", choices=ALL, default=list(CONTENDERS), help="default: the first eight")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--num-threads", type=int, help="CPU threads of each training, instead of the preset's")
     length = parser.add_mutually_exclusive_group()
@@ -282,12 +298,7 @@ def run(images: Path, work: Path, name: str, params: Params, budget: Budget, see
         return
     prepared, classifier = prepared_and_judge(images, work / str(params.data.image_size), params)
     device = set_up_device(params.train)
-    weights = work / "trained" / f"{stem}.safetensors"
-    if not weights.exists():
-        train_one(weights, name, params, prepared, budget, seed)
-    tensors, trained = read_tensors(weights, Trained, remedy="run this again")
-    if trained.params != params.model_dump_json(include=DETERMINING):
-        raise UserError(f"{weights} was trained with other params: remove it and run this again")
+    tensors, trained = trained_weights(work / "trained", name, params, prepared, budget, seed)
     model = fresh_model(name, params, seed)
     model.load_state_dict(tensors)
     model = InPrecision(model.to(device), params.train, device).eval()
@@ -304,7 +315,8 @@ def run(images: Path, work: Path, name: str, params: Params, budget: Budget, see
     evaluation = evaluate(
         model, header, classifier.to(device), prepared, evaluation_params(params), horizontal_flip=mirrors, seed=seed
     )
-    samplers = evaluation.tables["samplers.csv"].set_index("sampler")["frechet_distance"]
+    compared = evaluation.tables["samplers.csv"].set_index("sampler")
+    samplers = compared["frechet_distance"]
     drawn = samplers.loc[list(evaluation.priors.priors)]
     facts = {
         **trained.hardware,
@@ -321,10 +333,61 @@ def run(images: Path, work: Path, name: str, params: Params, budget: Budget, see
         "best_sampler": str(drawn.idxmin()),
         "best_frechet_distance": float(drawn.min()),
         **{f"frechet_distance_{sampler}": value for sampler, value in samplers.items()},
+        **{f"{key}_reconstructions": compared[key]["reconstructions"] for key in SHOWN},
+        **second_opinion(work / str(params.data.image_size), model, evaluation, prepared),
         **edits_by_strength(evaluation),
     }
     write_json(target, facts)
     print(json.dumps(facts), flush=True)
+
+
+def trained_weights(
+    folder: Path, name: str, params: Params, prepared: PreparedSet, budget: Budget, seed: int
+) -> tuple[dict[str, Tensor], Trained]:
+    """A contender's weights, trained or sharpened if they are missing."""
+    weights = folder / f"{budget.name}-{name}-{seed}.safetensors"
+    if not weights.exists() and (plain := ALL[name].sharpens):
+        plain_params = params_of(ALL[plain], params.train.num_threads)
+        start = trained_weights(folder, plain, plain_params, prepared, budget, seed)
+        sharpen_one(weights, *start, params, prepared, seed)
+    elif not weights.exists():
+        train_one(weights, name, params, prepared, budget, seed)
+    tensors, trained = read_tensors(weights, Trained, remedy="run this again")
+    if trained.params != determining(params):
+        raise UserError(f"{weights} was trained with other params: remove it and run this again")
+    return tensors, trained
+
+
+def determining(params: Params) -> str:
+    """The sections of the params that determine the weights, as JSON."""
+    return params.model_dump_json(include={"model", "train"} | ({"sharpen"} if params.sharpen.epochs else set()))
+
+
+def sharpen_one(
+    target: Path, tensors: dict[str, Tensor], plain: Trained, params: Params, prepared: PreparedSet, seed: int
+) -> None:
+    """Sharpen a trained contender and save its weights. Seconds are of the sharpening alone."""
+    row = {
+        "epoch": 1,
+        "train_loss": plain.summary["best_train_loss"],
+        "validation_loss": plain.summary["best_validation_loss"],
+        "skipped_steps": plain.summary["total_skipped_steps"],
+    }
+    start = Progress([row], {f"best.{name}": tensor for name, tensor in tensors.items()})
+    begin = time.process_time()
+    images = prepared.images("train"), prepared.images("validation")
+    one_epoch = params.train.model_copy(update={"epochs": 1})  # as `start` has one row
+    model = new_model(params.model, params.data.image_size, 3, seed=seed)
+    device = set_up_device(params.train)
+    result = sharpen(model, *images, one_epoch, params.sharpen, device, seed=seed, start=start)
+    sharpened = Trained(
+        params=determining(params),
+        hardware=hardware(),
+        images_seen=plain.images_seen + params.sharpen.epochs * len(images[0]),
+        seconds=round(time.process_time() - begin),
+        summary=result.summary(),
+    )
+    write_tensors(target, result.model.state_dict(), sharpened)
 
 
 def train_one(target: Path, name: str, params: Params, prepared: PreparedSet, budget: Budget, seed: int) -> None:
@@ -341,7 +404,7 @@ def train_one(target: Path, name: str, params: Params, prepared: PreparedSet, bu
     split = train_images[order], prepared.images("validation")
     result = train(fresh_model(name, params, seed), *split, train_params, set_up_device(train_params), seed=seed)
     trained = Trained(
-        params=params.model_dump_json(include=DETERMINING),
+        params=determining(params),
         hardware=hardware(),
         images_seen=epochs * len(order),
         seconds=round(time.monotonic() - start),
@@ -356,6 +419,23 @@ def fresh_model(name: str, params: Params, seed: int) -> VAE:
         return new_model(params.model, params.data.image_size, 3, seed=seed)
     torch.manual_seed(seed)
     return PythaeVAE(params.model)
+
+
+def second_opinion(work: Path, model: VAE, evaluation: Evaluation, prepared: PreparedSet) -> dict[str, float]:
+    """Fréchet distances of reconstructions and samples to held-out images, in the features of the second judge."""
+    judge = second_judge(work / "second-judge.safetensors", prepared)
+    images = np.array(prepared.images("test"))
+    real = judge.features(images)
+    prior = evaluation.priors.priors[evaluation.priors.best]
+    latents = {
+        "reconstructions": encode_all(model, images).mean,
+        "samples": prior.sample(len(images), torch.Generator().manual_seed(0)),
+    }
+    pictures = {name: decode_all(model, latent) for name, latent in latents.items()}
+    return {
+        f"second_frechet_distance_{name}": frechet_distance(judge.features(decoded), real)
+        for name, decoded in pictures.items()
+    }
 
 
 def edits_by_strength(evaluation: Evaluation) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Train the model on the prepared set and keep the weights of its best epoch."""
+"""Train the model on the prepared set, keep the weights of its best epoch, and sharpen its decoder if asked to."""
 
 from functools import partial
 
@@ -11,19 +11,19 @@ from facevae.fingerprint import inputs_digest, refuse_change, training_fingerpri
 from facevae.model import checkpoint, vae
 from facevae.storage.tables import write_csv, write_json
 from facevae.tracking import stage_run
-from facevae.train import distributed, loop, previews, resume
+from facevae.train import distributed, phases, previews, resume
 
 
 def main() -> None:
-    before = inputs_digest("train")
-    params = load_params()
+    before, params = inputs_digest("train"), load_params()
     prepared = PreparedSet().verified()
     images, manifest = (prepared.images("train"), prepared.images("validation")), prepared.manifest
     device = set_up_device(params.train)
     fingerprint = training_fingerprint(params, prepared.digest, platform(device, params.train.numerics))
     model = vae.new_model(params.model, manifest.image_size, manifest.channels, seed=params.seed)
+    what = model, *images, params.train, params.sharpen, device
     with distributed.joined_workers(device, fingerprint) as workers:
-        train = partial(loop.train, model, *images, params.train, device, seed=params.seed, workers=workers, draw=True)
+        train = partial(phases.train_and_sharpen, *what, seed=params.seed, workers=workers, draw=True)
         if not workers.leads:
             train()
             return

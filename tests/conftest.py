@@ -108,6 +108,14 @@ SMALL: dict[str, Any] = {
         "num_threads": 1,  # tensors are tiny, so a second thread would only cost time
         "launcher": "python",
     },
+    "sharpen": {
+        "epochs": 0,
+        "learning_rate": 0.001,
+        "discriminator_channels": [8, 16],
+        "adversarial_weight": 0.5,
+        "feature_weight": 20.0,
+        "squared_error_weight": 120.0,
+    },
     "classifier": {"epochs": 1, "batch_size": 8, "learning_rate": 0.003},
     "evaluate": {
         "split": "test",

@@ -58,6 +58,9 @@ VALUES = [  # key, value, part of the error
     ("seed", -1, "seed: -1 must be greater than or equal to 0"),
     ("model.strides", [2], "model.strides: [2] has length 1, but model.channels [8, 16] has length 2"),
     ("data.image_size", 10, "data.image_size: 10 is not divisible by 4"),
+    ("sharpen.epochs", -1, "sharpen.epochs: -1 must be greater than or equal to 0"),
+    ("sharpen.discriminator_channels", [], "must have at least 1 item"),
+    ("sharpen.feature_weight", math.nan, "sharpen.feature_weight: nan must be a finite number"),
     ("model.strides", [1, 2], "model.kernel_size: 4 is even, but a stride of 1 needs an odd kernel"),
     ("model.strides", [1, 2], "model.decoder_kernel_size: 4 is even, but a stride of 1 needs an odd kernel"),
     ("model.kernel_size", 1, "model.kernel_size: 1 is less than the stride 2"),
@@ -145,6 +148,22 @@ def test_clipping_above_the_skipped_norm_is_refused(clip: float, skip: float | N
     never = pytest.raises(UserError, match=f"train.clip_gradient_norm: {clip} never clips.*skip_gradient_norm {skip}")
     with nullcontext() if allowed else never:
         small_params(train__clip_gradient_norm=float(clip), train__skip_gradient_norm=skip and float(skip))
+
+
+def test_each_level_of_the_discriminator_halves_the_images() -> None:
+    small_params(sharpen__epochs=1, sharpen__discriminator_channels=[8, 8, 8])  # of 8 pixels
+    small_params(sharpen__discriminator_channels=[8, 8, 8, 8])  # not used
+    with pytest.raises(
+        UserError, match=r"discriminator_channels: \[8, 8, 8, 8\] has 4 levels.*image_size is 8: remove"
+    ):
+        small_params(sharpen__epochs=1, sharpen__discriminator_channels=[8, 8, 8, 8])
+
+
+def test_black_and_white_images_are_not_sharpened() -> None:
+    binary = {"train__likelihood": "bernoulli", "train__binarization": "fixed"}
+    small_params(**binary)
+    with pytest.raises(UserError, match=r"sharpen\.epochs: 2, but train\.likelihood 'bernoulli'.*set it to 0"):
+        small_params(**binary, sharpen__epochs=2)
 
 
 def test_kl_warmup_as_long_as_the_training_is_allowed() -> None:

@@ -77,6 +77,13 @@ def test_losses_mark_the_best_epoch() -> None:
         assert len(axes.lines) == 4
 
 
+def test_sharpening_does_not_count_as_the_best_epoch() -> None:
+    """The weights of its last epoch are kept, whatever the validation loss."""
+    row = HISTORY.iloc[1:2].assign(epoch=4, validation_loss=1.0, discriminator_loss=1.7)
+    axes = charts.draw_losses(pd.concat([HISTORY, row])).axes[0]
+    assert axes.get_legend_handles_labels()[1][2] == "Best epoch (2): 2.0"
+
+
 def test_history_of_one_epoch_is_drawn(tmp_path: Path) -> None:
     charts.save_losses(tmp_path / "losses.png", HISTORY[:1])
     with Image.open(tmp_path / "losses.png") as picture:

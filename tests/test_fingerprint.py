@@ -23,7 +23,14 @@ def training_fingerprint(params: Params, data_digest: str, **platform: str) -> s
 
 
 @pytest.mark.parametrize(
-    "change", [{"train__beta": 2.0}, {"model__latent_dim": 4}, {"seed": 8}, {"train__num_threads": 3}]
+    "change",
+    [
+        {"train__beta": 2.0},
+        {"model__latent_dim": 4},
+        {"seed": 8},
+        {"train__num_threads": 3},
+        {"sharpen__epochs": 1},
+    ],
 )
 def test_training_params_change_the_fingerprint(change: dict[str, object]) -> None:
     assert training_fingerprint(small_params(**change), "data") != training_fingerprint(BASE, "data")
@@ -36,6 +43,7 @@ def test_training_params_change_the_fingerprint(change: dict[str, object]) -> No
         {"figures__num_samples": 7},
         {"data__root": "elsewhere"},
         {"train__launcher": "torchrun"},
+        {"sharpen__learning_rate": 0.5},  # without effect, since sharpen.epochs is 0
     ],
 )
 def test_params_of_other_stages_keep_the_fingerprint(change: dict[str, object]) -> None:

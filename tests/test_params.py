@@ -38,6 +38,11 @@ def test_the_presets_for_own_images_need_no_attributes(source: str) -> None:
     assert set(needs.pairs) == {"train", "validation", "test"}
 
 
+def test_only_the_sharp_preset_sharpens() -> None:
+    sharpening = [path.name for path in COMMITTED if load_params(path).sharpen.epochs]
+    assert sharpening == ["celeba-sharp.yaml"]
+
+
 def test_the_other_original_presets_keep_their_settings() -> None:
     script, mnist = (load_params(ROOT / "presets" / f"{name}.yaml") for name in ("celeba-script", "mnist"))
     assert script.model.channels == (128, 256, 256, 256, 256, 256)

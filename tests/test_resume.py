@@ -10,6 +10,7 @@ from threading import Thread
 
 import pytest
 import torch
+import yaml
 from conftest import cut, dvc, emptied, flip_a_bit
 from filelock import FileLock
 
@@ -164,6 +165,7 @@ def run_training(project: Path, after_first_epoch: str) -> "subprocess.Completed
 import os, runpy, signal
 from pathlib import Path
 from facevae.train.resume import ResumeFile
+from facevae.train.sharpening import Sharpening
 save = ResumeFile.save
 def save_and_more(file, progress):
     save(file, progress)
@@ -191,6 +193,22 @@ def test_a_killed_training_continues_to_the_same_bytes(copy: Path) -> None:
     assert run_training(copy, "os.kill(os.getpid(), signal.SIGKILL)").returncode == -signal.SIGKILL
     assert len(leftovers(copy)) == 1
     assert "training continues after epoch 1" in dvc(copy, "repro", "--force", "--single-item", "train")
+    assert outputs(copy) == undisturbed
+    assert leftovers(copy) == []
+
+
+def test_a_killed_sharpening_continues_to_the_same_bytes(copy: Path) -> None:
+    tree = yaml.safe_load((copy / "params.yaml").read_text())
+    tree["sharpen"]["epochs"] = 3
+    (copy / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    assert run_training(copy, "pass").returncode == 0
+    undisturbed = outputs(copy)
+    assert "plots/epochs/samples/5.png" in undisturbed
+    assert run_training(copy, "if len(progress.rows) == 3: os.kill(os.getpid(), signal.SIGKILL)").returncode < 0
+    in_an_epoch = 'if len(progress.rows) == 4: setattr(Sharpening, "take_step", lambda *_: os.kill(os.getpid(), 9))'
+    for epoch in (3, 4):
+        result = run_training(copy, in_an_epoch if epoch == 3 else "pass")
+        assert f"training continues after epoch {epoch}" in result.stderr
     assert outputs(copy) == undisturbed
     assert leftovers(copy) == []
 

@@ -24,7 +24,8 @@ def training_fingerprint(params: Params, data_digest: str, platform: Mapping[str
     out, so that a training can be resumed with a different one.
     """
     training = params.train.model_dump(exclude={"launcher"})
-    sections = {"seed": params.seed, "model": params.model.model_dump(), "train": training}
+    sharpening = params.sharpen.model_dump() if params.sharpen.epochs else None
+    sections = {"seed": params.seed, "model": params.model.model_dump(), "train": training, "sharpen": sharpening}
     code = code_digest(Path(name) for name in _declared("train")["deps"] if name.startswith(("src/", "stages/")))
     return _digest({"data": data_digest, "code": code, "platform": dict(platform), **sections})
 

@@ -22,6 +22,7 @@ def find_problems(params: Params) -> list[str]:
         *_geometry_problems(params.data, params.model),
         *_data_problems(params.data),
         *_train_problems(params.train),
+        *_sharpen_problems(params),
         *_warmup_problems(params),
         *_normalization_problems(params),
         *_use_problems(params),
@@ -146,6 +147,23 @@ def _train_problems(train: TrainParams) -> Iterator[str]:
         yield (
             f"train.clip_gradient_norm: {clip:g} never clips, because steps with gradients above "
             f"train.skip_gradient_norm {skip:g} are skipped: lower it below that, or set one of them to null"
+        )
+
+
+def _sharpen_problems(params: Params) -> Iterator[str]:
+    sharpen, size = params.sharpen, params.data.image_size
+    if not sharpen.epochs:
+        return
+    if params.train.likelihood == "bernoulli":
+        yield (
+            f"sharpen.epochs: {sharpen.epochs}, but train.likelihood 'bernoulli' models black and white images, which "
+            "are sharp: set it to 0"
+        )
+    num_levels = len(sharpen.discriminator_channels)
+    if 2**num_levels > size:
+        yield (
+            f"sharpen.discriminator_channels: {list(sharpen.discriminator_channels)} has {num_levels} levels, each of "
+            f"which halves the maps, but data.image_size is {size}: remove some"
         )
 
 

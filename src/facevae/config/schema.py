@@ -99,6 +99,17 @@ class TrainParams(Section):
     launcher: Text  # the command that runs the train stage, such as `python` or `torchrun`
 
 
+class SharpenParams(Section):
+    """How the decoder trains on against a discriminator once the training has ended."""
+
+    epochs: Count  # 0: not at all
+    learning_rate: Positive  # of decoder and discriminator
+    discriminator_channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1, max_length=10)]
+    adversarial_weight: NotNegative
+    feature_weight: NotNegative
+    squared_error_weight: NotNegative
+
+
 class ClassifierParams(Section):
     """How to train the attribute classifier, which judges samples and edits."""
 
@@ -149,6 +160,7 @@ class Params(Section):
     data: DataParams
     model: ModelParams
     train: TrainParams
+    sharpen: SharpenParams
     classifier: ClassifierParams
     evaluate: EvaluateParams
     figures: FiguresParams

@@ -20,6 +20,7 @@ from facevae.evaluate.latent import latent_metrics, latent_table
 from facevae.evaluate.likelihood import calibrated_log_sigma, likelihood_metrics, likelihood_table
 from facevae.evaluate.reconstruction import mean_squared_error, reconstruction_metrics
 from facevae.evaluate.samples import Samplers, fit_compared_priors
+from facevae.evaluate.two_sample import reconstructed_pairs, two_sample_accuracy
 from facevae.model.binarization import binarize
 from facevae.model.checkpoint import CheckpointHeader, require_shape
 from facevae.model.inference import encode_all
@@ -129,12 +130,19 @@ def evaluate(
     best_method = studies["validation"].best_method()
     strengths = studies["validation"].best_strengths(best_method)
     edits = studies[params.split]
+    reconstructed = reconstructed_pairs(
+        model,
+        (validation.originals, validation.posteriors.mean),
+        (held_out.originals, held_out.posteriors.mean),
+        batch_size=params.batch_size,
+    )
     metrics = {
         **reconstruction_metrics(model, held_out.images, held_out.posteriors, batch_size=params.batch_size, seed=seed),
         **likelihood_metrics(likelihood, priors.best),
         **latent_metrics(held_out.posteriors),
         **{str(name): value for name, value in samples.to_dict("index")[priors.best].items()},
         "neighbour_distance_ratio": samplers.neighbour_distance_ratio(train.originals),
+        "two_sample_accuracy": two_sample_accuracy(*reconstructed, model.log_sigma.device, seed=seed),
         **conditional_metrics(conditional),
         **({} if skill.empty else {"classifier_auc": float(skill["classifier_auc"].mean())}),
         **_edit_metrics(edits, strengths, best_method),

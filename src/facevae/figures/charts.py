@@ -26,10 +26,12 @@ def save_losses(path: Path, history: pd.DataFrame) -> None:
 def draw_losses(history: pd.DataFrame) -> Figure:
     """Plot the loss and its two terms over the epochs, for training and validation.
 
-    The best epoch, whose weights are kept, is marked: it has the lowest validation loss.
+    The best epoch, whose weights are kept, is marked: it has the lowest validation loss. Sharpening, which has further
+    losses, continues from its weights.
     """
     figure = Figure(figsize=(10.5, 3.4), dpi=DPI, layout="constrained")
-    best_row = history.iloc[int(history["validation_loss"].to_numpy().argmin())]
+    plain = history[history["discriminator_loss"].isna()] if "discriminator_loss" in history else history
+    best_row = plain.iloc[int(plain["validation_loss"].to_numpy().argmin())]
     best_epoch = int(best_row["epoch"])
     for axes, (column, title) in zip(figure.subplots(1, 3), LOSSES.items(), strict=True):
         for split, colour in (("train", "tab:blue"), ("validation", "tab:orange")):

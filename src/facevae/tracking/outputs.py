@@ -1,6 +1,7 @@
 """The results of a state's stages, as files of the work tree, a commit or DVC's cache hold them."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -68,8 +69,9 @@ def read_outputs(state: State, stage_names: Iterable[str]) -> Outputs:
 
 
 def epoch_points(row: Mapping[str, float]) -> list[Point]:
-    """The numbers of a row of the history, at the step `epoch`."""
-    return [(key, int(row["epoch"]), value) for key, value in row.items() if key != "epoch"]
+    """The numbers of a row of the history, at the step `epoch`; an empty cell, which is NaN, has none."""
+    numbers = {key: value for key, value in row.items() if key != "epoch" and not math.isnan(value)}
+    return [(key, int(row["epoch"]), value) for key, value in numbers.items()]
 
 
 def _metric_points(content: bytes, path: str) -> list[Point]:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +21,7 @@ from facevae.model.vae import VAE, largest_map_bytes
 from facevae.storage.tables import round_number
 from facevae.train.batches import Batches, ImageReader, num_batches
 from facevae.train.distributed import ALONE, Workers
-from facevae.train.epoch import ADVICE, EpochRow, train_epoch, validate
+from facevae.train.epoch import EpochRow, Steps, train_epoch, validate
 from facevae.train.previews import Previewer, Previews
 from facevae.train.step import Optimization, with_prefix
 
@@ -50,7 +50,8 @@ class Progress:
 class TrainingResult:
     """A trained model, in evaluation mode and on the CPU, with the weights of its best epoch.
 
-    `history` has one row an epoch. `best_epoch`, counted from 1, has the lowest validation loss.
+    `history` has one row an epoch. `best_epoch`, counted from 1, has the lowest validation loss. After sharpening the
+    weights are those of the last epoch, and `best_epoch` is that of the training before.
     """
 
     model: VAE
@@ -123,13 +124,48 @@ def train(
         optimization.restore(start.tensors, len(rows) * steps_per_epoch)
         for call in on_epoch:
             call(start)
-    num_images, num_done = params.epochs * len(train_images), len(rows) * len(train_images)
+    epochs = range(len(rows) + 1, params.epochs + 1)
+    for epoch in run_epochs(
+        optimization, epochs, train_images, validation_images, batches, rows, previews, desc="train", draw=draw
+    ):
+        if best_epoch(rows) == epoch:
+            best_weights = copy.deepcopy(optimization.validated.state_dict())
+        best = {f"best.{name}": weight for name, weight in best_weights.items()}
+        for call in on_epoch:
+            call(Progress(rows, optimization.tensors() | best, previews))
+    model.load_state_dict(best_weights)
+    return TrainingResult(model.cpu().eval(), history_of(rows), best_epoch(rows))
+
+
+def run_epochs(
+    optimization: Steps,
+    epochs: range,
+    train_images: NDArray[np.uint8],
+    validation_images: NDArray[np.uint8],
+    batches: Batches,
+    rows: list[EpochRow],
+    previews: list[Previews],
+    *,
+    desc: str,
+    draw: bool,
+) -> Iterator[int]:
+    """Yield the number of each epoch once it has ended, when `rows`, and `previews` if drawn, have one entry more.
+
+    `desc` names the bar of progress; the other arguments are those of `train`.
+
+    Raises
+    ------
+    UserError
+        Too many steps were skipped, or the validation loss is not finite. The message says what to change.
+    """
+    params, seed, device, workers = optimization.params, batches.seed, batches.device, batches.workers
+    num_images, num_done = ((epoch - 1) * len(train_images) for epoch in (epochs.stop, epochs.start))
     hidden = None if workers.leads else True  # None: hidden unless there is a terminal
     validation_images = binarize(validation_images, params.binarization, seed)
     reader, validation_reader = None, ImageReader(validation_images, device)
-    previewer = Previewer(validation_images, model.params.latent_dim, seed)
-    with tqdm(total=num_images, initial=num_done, desc="train", unit="image", disable=hidden) as bar:
-        for epoch in range(len(rows) + 1, params.epochs + 1):
+    previewer = Previewer(validation_images, batches.latent_dim, seed)
+    with tqdm(total=num_images, initial=num_done, desc=desc, unit="image", disable=hidden) as bar:
+        for epoch in epochs:
             if reader is None or params.binarization == "per_epoch":
                 reader = ImageReader(binarize(train_images, params.binarization, seed, epoch), device)
             numbers = {
@@ -138,21 +174,19 @@ def train(
                 **validate(optimization, batches.for_validation(validation_reader), workers),
             }
             rows.append({key: round_number(value) for key, value in numbers.items()})
-            if not math.isfinite(rows[-1]["validation_loss"]):
-                raise UserError(f"the validation loss is {rows[-1]['validation_loss']} after epoch {epoch}. {ADVICE}")
-            if _best_epoch(rows) == epoch:
-                best_weights = copy.deepcopy(optimization.validated.state_dict())
+            if not math.isfinite(loss := rows[-1]["validation_loss"]):
+                raise UserError(f"the validation loss is {loss} after epoch {epoch}. {optimization.advice}")
             if draw and workers.leads:
                 previews.append(previewer.draw(optimization.validated))
-            best = {f"best.{name}": weight for name, weight in best_weights.items()}
-            for call in on_epoch:
-                call(Progress(rows, optimization.tensors() | best, previews))
-    model.load_state_dict(best_weights)
-    history = pd.DataFrame(rows).astype({"epoch": int, "skipped_steps": int})
-    return TrainingResult(model.cpu().eval(), history, _best_epoch(rows))
+            yield epoch
 
 
-def _best_epoch(rows: list[EpochRow]) -> int:
+def history_of(rows: Sequence[EpochRow]) -> pd.DataFrame:
+    """The history as a table, one row an epoch."""
+    return pd.DataFrame(rows).astype({"epoch": int, "skipped_steps": int})
+
+
+def best_epoch(rows: list[EpochRow]) -> int:
     """The first epoch with the lowest validation loss, counted from 1."""
     losses = [row["validation_loss"] for row in rows]
     return 1 + losses.index(min(losses))

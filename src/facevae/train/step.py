@@ -21,6 +21,10 @@ from facevae.train.muon import Muon
 from facevae.train.optimizers import Adam
 from facevae.train.schedules import kl_weight_at, learning_rate_factor
 
+ADVICE = (
+    "Training has become unstable: lower train.learning_rate, raise train.learning_rate_warmup_steps or "
+    "train.kl_warmup_epochs, or set train.precision to float32."
+)
 SIGMA_FACTOR = 10  # learning rate of log sigma, relative to Adam's of the weights
 
 
@@ -30,7 +34,7 @@ class StepReport(NamedTuple):
     Attributes
     ----------
     terms
-        Reconstruction and KL (2,), sums over this process's images.
+        Reconstruction, KL and any further losses, sums over this process's images.
     norm
         The gradient's norm.
     skipped
@@ -81,6 +85,9 @@ class Optimization:
         The number of steps taken, skipped ones included.
     """
 
+    further_losses: Sequence[str] = ()
+    advice = ADVICE
+
     def __init__(
         self,
         model: VAE,
@@ -126,7 +133,7 @@ class Optimization:
             buffer.copy_(torch.where(skip, before, buffer))
         self.step += 1
         if self.params.average_decay is not None:
-            self._average(self.params.average_decay, skip)
+            move_average(self.validated, self.model, self.params.average_decay, self.step, skip)
         return StepReport(terms, norm, skip)
 
     def _add_gradients(self, images: Tensor, noise: Tensor, num_images: int, is_last: bool) -> Tensor:
@@ -169,21 +176,6 @@ class Optimization:
     def _moments(self) -> list[dict[str, Tensor]]:
         return [moments for optimizer, _ in self.optimizers for moments in optimizer.moments]
 
-    @torch.no_grad()
-    def _average(self, decay: float, skip: Tensor) -> None:
-        """Move the average towards the weights (Polyak and Juditsky 1992), by more in the first steps.
-
-        A skipped step leaves it as it was.
-        """
-        share = torch.where(skip, 0.0, 1 - min(decay, (1 + self.step) / (10 + self.step)))
-        for average, current in zip(
-            self.validated.state_dict().values(), self.model.state_dict().values(), strict=True
-        ):
-            if average.is_floating_point():
-                average.lerp_(current, share)
-            else:  # the number of batches that batch normalisation has seen
-                average.copy_(current)
-
 
 def _optimizers(model: VAE, params: TrainParams) -> list[tuple[Adam | Muon, float]]:
     """The optimisers of a model's weights, each with its full learning rate."""
@@ -199,6 +191,20 @@ def _optimizers(model: VAE, params: TrainParams) -> list[tuple[Adam | Muon, floa
         (Adam([model.log_sigma] if model.log_sigma.requires_grad else []), SIGMA_FACTOR * params.learning_rate)
     )
     return optimizers
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, current: nn.Module, decay: float, step: int, skip: Tensor) -> None:
+    """Move averaged weights towards the current ones (Polyak and Juditsky 1992), by more in the first steps.
+
+    A skipped step leaves them as they were.
+    """
+    share = torch.where(skip, 0.0, 1 - min(decay, (1 + step) / (10 + step)))
+    for mean, weight in zip(average.state_dict().values(), current.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(weight, share)
+        else:  # the number of batches that batch normalisation has seen
+            mean.copy_(weight)
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

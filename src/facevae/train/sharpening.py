@@ -1,0 +1,138 @@
+"""Sharpening: the decoder trains on against a discriminator, and the encoder stays as it is.
+
+A Gaussian with independent pixels asks for the mean of all images that a latent may stand for, which is blurred. A
+discriminator asks for one of them. Latents keep their meaning, because the encoder does not change.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from facevae.config.schema import SharpenParams, TrainParams
+from facevae.device import autocast
+from facevae.model.objective import kl_nats, reconstruction_term, squared_error
+from facevae.model.vae import VAE
+from facevae.train.discriminator import Discriminator, adversarial_loss, discriminator_loss, feature_loss
+from facevae.train.optimizers import Adam
+from facevae.train.schedules import half_cosine, warmup
+from facevae.train.step import Objective, StepReport, move_average, with_prefix
+
+BETA1 = 0.5  # of Adam: with the usual 0.9 the two sides swing past each other
+AVERAGE_DECAY = 0.99  # of the decoder's weights, which circle as the discriminator moves
+WARMUP_STEPS = 100
+
+
+class Sharpening:
+    """A model, the discriminator, and everything that changes from step to step.
+
+    Attributes
+    ----------
+    model
+        The model in training.
+    validated
+        The model to validate and keep, with the average of the decoder's weights over the steps.
+    params
+        Those of the training.
+    step
+        The number of steps taken, skipped ones included.
+    """
+
+    further_losses: Sequence[str] = ("discriminator_loss", "adversarial_loss", "feature_loss")
+    advice = "Sharpening has become unstable: lower sharpen.learning_rate, or set train.precision to float32."
+
+    def __init__(
+        self,
+        model: VAE,
+        sharpening: SharpenParams,
+        params: TrainParams,
+        steps_per_epoch: int,
+        device: torch.device,
+        *,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.validated = copy.deepcopy(model)
+        self.validation_objective = Objective(self.validated, params, device)
+        self.params = params.model_copy(update={"skip_gradient_norm": None})  # it suits the other loss
+        self.device = device
+        self.steps_per_epoch = steps_per_epoch
+        self.step = 0
+        self._sharpening = sharpening
+        torch.manual_seed(seed)
+        self._discriminator = Discriminator(sharpening.discriminator_channels, model.image_channels).to(device)
+        self._sides = model.decoder, self._discriminator
+        self._optimizers = [Adam(side.parameters()) for side in self._sides]
+
+    def take_step(self, parts: Sequence[tuple[Tensor, Tensor]], num_images: int) -> StepReport:
+        """Update both sides by a batch of `num_images` images, each against the other as it was before the step.
+
+        A part is a pair of images (batch, channel, height, width) and noise (batch, latent_dim).
+        """
+        self.model.encoder.eval()
+        buffers = [buffer for side in self._sides for buffer in side.buffers()]
+        before = [buffer.clone() for buffer in buffers]  # of batch normalisation and of spectral normalisation
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+        terms = torch.stack([self._add_gradients(*part, len(part[0]) / num_images) for part in parts]).sum(0)
+        weights = [weight for optimizer in self._optimizers for weight in optimizer.weights]
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        skip = ~torch.isfinite(norm)
+        for optimizer in self._optimizers:
+            optimizer.step(self.learning_rate(self.step), beta1=BETA1, skip=skip)
+        for buffer, old in zip(buffers, before, strict=True):
+            buffer.copy_(torch.where(skip, old, buffer))
+        self.step += 1
+        move_average(self.validated.decoder, self.model.decoder, AVERAGE_DECAY, self.step, skip)
+        return StepReport(terms, norm, skip)
+
+    def _add_gradients(self, images: Tensor, noise: Tensor, share: float) -> Tensor:
+        """Add the gradients of a part, which is a share of the batch, and return its terms.
+
+        Every other image is decoded from the mean of its posterior, as reconstructions are, the others from a draw.
+        """
+        params, weights = self.params, self._sharpening
+        drawn = torch.arange(len(noise), device=self.device)[:, None] % 2
+        with autocast(params.precision, self.device):
+            with torch.no_grad():
+                posterior = self.model.encode(images)
+            decoded = self.model.decode(posterior.at(noise * drawn))
+            shown = decoded.detach().requires_grad_()  # where the losses of the two sides part
+            real, fake = self._discriminator(images), self._discriminator(shown)
+        judging = discriminator_loss(real, fake)
+        (share * judging).backward(inputs=self._optimizers[1].weights, retain_graph=True)
+        fooling, features = adversarial_loss(fake), feature_loss(real, fake)
+        error = squared_error(shown, images).mean() / images[0].numel()
+        loss = weights.adversarial_weight * fooling + weights.feature_weight * features
+        (gradient,) = torch.autograd.grad(share * (loss + weights.squared_error_weight * error), shown)
+        decoded.backward(gradient)
+        with torch.no_grad():
+            nats = reconstruction_term(params.likelihood, decoded, images, self.model.log_sigma).sum()
+            further = torch.stack([judging, fooling, features]) * len(images)
+        return torch.cat([torch.stack([nats, kl_nats(posterior).sum()]), further])
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0: a warm-up, then half a cosine to 0."""
+        num_steps = self._sharpening.epochs * self.steps_per_epoch
+        return self._sharpening.learning_rate * warmup(step, WARMUP_STEPS) * half_cosine(step, num_steps)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Model, average, discriminator and the optimisers' moments by name; not copies."""
+        return {f"{part}.{name}": tensor for part, kept in self._parts().items() for name, tensor in kept.items()}
+
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Return to the state after `step` steps, which `tensors` described then."""
+        self.step = step
+        for part, kept in self._parts().items():
+            for name, stored in with_prefix(tensors, f"{part}.").items():
+                kept[name].copy_(stored)
+
+    def _parts(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors that change, by part and name."""
+        modules = {"model": self.model, "average": self.validated, "discriminator": self._discriminator}
+        moments = [moments for optimizer in self._optimizers for moments in optimizer.moments]
+        return {
+            **{part: module.state_dict() for part, module in modules.items()},
+            **{f"optimizer.{index}": kept for index, kept in enumerate(moments)},
+        }

@@ -1,0 +1,256 @@
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import disc_images, small_params
+from torch.nn import functional
+
+from facevae.config.schema import Params
+from facevae.errors import UserError
+from facevae.evaluate.distances import sharpness
+from facevae.model.inference import decode_all, encode_all
+from facevae.model.pixels import to_unit_range
+from facevae.model.vae import VAE, new_model
+from facevae.storage.tables import write_csv
+from facevae.tracking.outputs import epoch_points
+from facevae.train.discriminator import (
+    Discriminator,
+    Verdict,
+    adversarial_loss,
+    discriminator_loss,
+    feature_loss,
+)
+from facevae.train.distributed import Workers
+from facevae.train.epoch import EpochRow
+from facevae.train.loop import Progress, TrainingResult, train
+from facevae.train.phases import train_and_sharpen
+from facevae.train.sharpening import Sharpening
+
+TRAIN, VALIDATION = disc_images(60), disc_images(21, seed=1)
+CPU = torch.device("cpu")
+IMAGES = to_unit_range(TRAIN[:8], CPU)
+FURTHER = ["discriminator_loss", "adversarial_loss", "feature_loss"]
+STATEFUL = {  # everything that a training and its sharpening carry from epoch to epoch
+    "train__epochs": 2,
+    "train__likelihood": "gaussian",
+    "train__average_decay": 0.9,
+    "train__horizontal_flip": True,
+    "model__normalization": "batch",
+    "model__dropout": 0.2,
+    "sharpen__epochs": 3,
+    "sharpen__learning_rate": 0.01,
+}
+
+
+def run(
+    params: Params,
+    start: Progress | None = None,
+    on_epoch: Sequence[Callable[[Progress], None]] = (),
+    workers: Workers = Workers(),  # noqa: B008 - frozen
+) -> TrainingResult:
+    model = new_model(params.model, 8, 3, seed=0)
+    arguments = TRAIN, VALIDATION, params.train, params.sharpen, CPU
+    return train_and_sharpen(model, *arguments, seed=0, start=start, on_epoch=on_epoch, workers=workers, draw=True)
+
+
+def sharpening_with(**changes: object) -> Sharpening:
+    params = small_params(sharpen__epochs=1, **changes)
+    model = new_model(params.model, 8, 3, seed=0)
+    return Sharpening(model, params.sharpen, params.train, 10, CPU, seed=0)
+
+
+def take_step(sharpening: Sharpening, images: torch.Tensor = IMAGES) -> bool:
+    sharpening.model.train()
+    noise = torch.randn(len(images), 3, generator=torch.Generator().manual_seed(0))
+    return bool(sharpening.take_step([(images, noise)], len(images)).skipped)
+
+
+def state(model: VAE) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def test_without_sharpening_the_training_is_the_plain_one() -> None:
+    params = small_params(model__normalization="batch")
+    plain = train(new_model(params.model, 8, 3, seed=0), TRAIN, VALIDATION, params.train, CPU, seed=0)
+    off = run(params)
+    pd.testing.assert_frame_equal(off.history, plain.history, check_exact=True)
+    assert off.summary() == plain.summary()
+    for name, weight in plain.model.state_dict().items():
+        assert torch.equal(weight, off.model.state_dict()[name]), name
+
+
+def test_sharpening_changes_the_decoder_of_the_best_epoch_and_nothing_else() -> None:
+    params = small_params(**STATEFUL | {"train__epochs": 6, "train__learning_rate": 0.3})
+    off = params.model_copy(update={"sharpen": params.sharpen.model_copy(update={"epochs": 0})})
+    plain, sharpened = run(off), run(params)
+    assert plain.best_epoch < 6  # so that the best weights are not the last ones
+    pd.testing.assert_frame_equal(sharpened.history.iloc[:6][plain.history.columns], plain.history, check_exact=True)
+    assert sharpened.best_epoch == plain.best_epoch
+    before = plain.model.state_dict()
+    for name, weight in sharpened.model.state_dict().items():
+        assert torch.equal(weight, before[name]) is not name.startswith("decoder."), name
+
+
+def test_the_history_goes_on_with_the_losses_of_both_sides() -> None:
+    history = run(small_params(**STATEFUL)).history
+    assert history["epoch"].to_list() == [1, 2, 3, 4, 5]
+    assert history[FURTHER].isna().all(axis=1).to_list() == [True, True, False, False, False]
+    assert history.drop(columns=FURTHER).notna().all(axis=None)
+
+
+def test_mlflow_gets_the_same_points_live_and_from_the_file(tmp_path: Path) -> None:
+    rows: list[EpochRow] = []
+    result = run(small_params(**STATEFUL), on_epoch=[lambda progress: rows.append(progress.rows[-1])])
+    write_csv(tmp_path / "history.csv", result.history)
+    stored: list[EpochRow] = [
+        {str(key): value for key, value in row.items()}
+        for row in pd.read_csv(tmp_path / "history.csv").to_dict("records")
+    ]
+    live, read = (sorted(point for row in table for point in epoch_points(row)) for table in (rows, stored))
+    assert read == live
+
+
+def test_the_last_epoch_is_kept_although_the_validation_loss_rises() -> None:
+    only_adversarial = {"sharpen__squared_error_weight": 0.0, "sharpen__feature_weight": 0.0}
+    params = small_params(train__epochs=15, sharpen__epochs=3, sharpen__learning_rate=0.1, **only_adversarial)
+    last: list[Progress] = []
+    result = run(params, on_epoch=[lambda progress: last.append(copy.deepcopy(progress))])
+    losses = result.history["validation_loss"]
+    assert losses.iloc[15:].min() > losses.iloc[:15].min()
+    assert result.summary()["best_validation_loss"] == losses.min()
+    for name, weight in result.model.state_dict().items():
+        assert torch.equal(weight, last[-1].tensors[f"average.{name}"]), name
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 3, 4, 5])
+def test_a_stopped_sharpening_continues_to_the_same_bits(stopped_after: int) -> None:
+    params = small_params(**STATEFUL)
+    seen: dict[int, Progress] = {}
+    whole = run(params, on_epoch=[lambda now: seen.update({len(now.rows): copy.deepcopy(now)})])
+    called: list[int] = []
+    rest = run(params, start=seen[stopped_after], on_epoch=[lambda progress: called.append(len(progress.rows))])
+    pd.testing.assert_frame_equal(rest.history, whole.history, check_exact=True)
+    assert called == list(range(stopped_after, 6))
+    assert len(seen[5].previews) == 5
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, rest.model.state_dict()[name]), name
+
+
+def test_sharpening_sharpens() -> None:
+    """Of images of noise, the mean is grey: only the discriminator asks for grain."""
+    noise = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 3), dtype=np.uint8)
+    params = small_params(train__epochs=4, sharpen__epochs=10, sharpen__squared_error_weight=1.0)
+    model = new_model(params.model, 8, 3, seed=0)
+    train(model, noise, VALIDATION, params.train, CPU, seed=0)
+    latent = encode_all(model, noise).mean
+    blurred = sharpness(decode_all(model, latent))
+    sharpening = params.sharpen.model_copy(update={"learning_rate": 0.01})
+    train_and_sharpen(model, noise, VALIDATION, params.train, sharpening, CPU, seed=0)
+    assert sharpness(decode_all(model, latent)) > 3 * blurred
+
+
+def test_a_step_follows_the_weighted_losses() -> None:
+    """The gradients of both sides, by one backward pass each through losses that are written out."""
+    sharpening = sharpening_with(sharpen__adversarial_weight=0.3, sharpen__feature_weight=2.0)
+    model, discriminator = sharpening.model.train(), sharpening._discriminator
+    noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    twin, rival = copy.deepcopy(model), copy.deepcopy(discriminator)
+    sharpening.take_step([(IMAGES, noise)], 8)
+    posterior = twin.eval().encode(IMAGES)
+    latent = posterior.mean.detach().clone()
+    latent[1::2] += posterior.log_variance.detach().exp().sqrt()[1::2] * noise[1::2]
+    decoded = twin.decode(latent)
+    real, fake = rival(IMAGES), rival(decoded)
+    (yes, yes_too), (no, no_too) = real.logits, fake.logits  # of the two levels
+    hinge = functional.relu(1 - yes).mean() / 2 + functional.relu(1 - yes_too).mean() / 2
+    hinge = hinge + functional.relu(1 + no).mean() / 2 + functional.relu(1 + no_too).mean() / 2
+    fooling = -no.mean() / 2 - no_too.mean() / 2
+    (seen, seen_too), (shown, shown_too) = real.features, fake.features
+    apart = functional.l1_loss(shown, seen.detach()) / 2 + functional.l1_loss(shown_too, seen_too.detach()) / 2
+    loss = 0.3 * fooling + 2.0 * apart + 120 * functional.mse_loss(decoded, IMAGES)
+    weights = list(twin.decoder.parameters())
+    expected = [*torch.autograd.grad(loss, weights, retain_graph=True)]
+    expected += torch.autograd.grad(hinge, list(rival.parameters()))
+    found = [weight.grad for weight in [*model.decoder.parameters(), *discriminator.parameters()]]
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_a_step_with_a_nan_gradient_changes_nothing() -> None:
+    sharpening = sharpening_with(model__normalization="batch")
+    assert not take_step(sharpening)
+    before = copy.deepcopy(sharpening.tensors())
+    assert take_step(sharpening, torch.full_like(IMAGES, math.nan))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sharpening.tensors().items())
+    assert not take_step(sharpening)
+    assert not torch.equal(
+        sharpening.tensors()["model.decoder.features.weight"], before["model.decoder.features.weight"]
+    )
+
+
+def test_micro_batches_take_the_same_step() -> None:
+    whole, parts = sharpening_with(), sharpening_with()
+    noise = torch.zeros(8, 3)
+    whole.model.train(), parts.model.train()
+    terms = whole.take_step([(IMAGES, noise)], 8).terms
+    summed = parts.take_step([(IMAGES[:4], noise[:4]), (IMAGES[4:], noise[4:])], 8).terms
+    torch.testing.assert_close(summed[:2], terms[:2])
+    assert summed[3] == pytest.approx(float(terms[3]), rel=0.05)  # spectral norms are a power iteration further
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    sharpening = sharpening_with(sharpen__learning_rate=0.2)
+    sharpening.steps_per_epoch = 1000
+    rates = [sharpening.learning_rate(step) for step in (0, 49, 500, 999)]
+    expected = [0.2 / 101, 0.2 * 50 / 101 * math.cos(math.pi * 0.0245) ** 2, 0.1, 0.2 * math.sin(math.pi / 2000) ** 2]
+    assert rates == pytest.approx(expected)
+
+
+def test_several_processes_cannot_sharpen() -> None:
+    with pytest.raises(UserError, match="sharpen.epochs: 3, but 2 processes train together"):
+        run(small_params(**STATEFUL), workers=Workers(0, 2))
+
+
+def test_sharpening_that_explodes_says_what_to_lower() -> None:
+    params = small_params(**STATEFUL)
+    exploded: list[Progress] = []
+
+    def poison(progress: Progress) -> None:
+        tensors = {name: torch.full_like(tensor, math.nan) if name == "best.decoder.features.weight" else tensor
+                   for name, tensor in progress.tensors.items()}  # fmt: skip
+        exploded.append(replace(progress, tensors=copy.deepcopy(tensors), rows=list(progress.rows)))
+
+    run(params, on_epoch=[poison])
+    with pytest.raises(UserError, match=r"lower sharpen\.learning_rate"):
+        run(params, start=exploded[1])
+
+
+def test_the_discriminator_judges_patches_of_every_level() -> None:
+    verdict = Discriminator([4, 6, 8], 3)(torch.rand(2, 3, 16, 16))
+    assert [tuple(maps.shape) for maps in verdict.features] == [(2, 4, 8, 8), (2, 6, 4, 4), (2, 8, 2, 2)]
+    assert [tuple(logit.shape) for logit in verdict.logits] == [(2, 1, 8, 8), (2, 1, 4, 4), (2, 1, 2, 2)]
+
+
+def test_the_discriminators_layers_have_spectral_norm_one() -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator([8, 16], 3).eval()
+    for layer in [*discriminator.levels, *discriminator.heads]:
+        assert isinstance(layer, torch.nn.Conv2d)
+        largest = torch.linalg.svdvals(layer.weight.detach().flatten(1))[0]
+        assert float(largest) == pytest.approx(1, abs=0.02)
+
+
+def test_losses_by_hand() -> None:
+    real = Verdict([torch.tensor([1.0, 2.0])], [torch.tensor([2.0, 0.5]), torch.tensor([0.0])])
+    fake = Verdict([torch.tensor([0.0, 5.0])], [torch.tensor([-2.0, 0.0]), torch.tensor([-0.5])])
+    assert float(discriminator_loss(real, fake)) == pytest.approx(((0.25 + 0.5) + (1.0 + 0.5)) / 2)
+    assert float(adversarial_loss(fake)) == pytest.approx((1.0 + 0.5) / 2)
+    assert float(feature_loss(real, fake)) == pytest.approx((1 + 3) / 2)

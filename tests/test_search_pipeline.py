@@ -77,11 +77,16 @@ def test_a_killed_search_goes_on_and_stops_what_falls_behind(copy: Path, monkeyp
 
     killed = start(copy)
     wait_until(lambda: progress.is_dir() and any(progress.iterdir()))
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    interrupted = start(copy)  # ends the trial that went on without its search, and continues it
+    for process in [*psutil.Process(killed.pid).children(recursive=True), killed]:
+        process.kill()  # as when the machine goes down
+    killed.communicate()
+    orphaning = start(copy)
     log = copy / ".facevae" / "search" / "tiny" / "tiny-0.log"
     wait_until(lambda: "training continues after epoch" in log.read_text())
+    orphaning.kill()  # the trial goes on without its search
+    orphaning.communicate()
+    interrupted = start(copy)
+    wait_until(lambda: log.read_text().count("Reproducing experiment 'tiny-0'") == 3)
     interrupted.send_signal(signal.SIGINT)
     said, _ = interrupted.communicate()
     assert "stopped: the same command continues the search" in said

@@ -4,6 +4,7 @@ from facevae.config.checks import require_attributes
 from facevae.config.needs import needs_of
 from facevae.config.params import load_params
 from facevae.config.paths import PREPARED
+from facevae.config.processor import require_processor
 from facevae.data.preparation import prepare
 from facevae.data.sources.dispatch import fetch, open_source
 from facevae.data.sources.links import refuse_linked_folders
@@ -12,6 +13,7 @@ from facevae.fingerprint import inputs_digest, refuse_change
 
 
 def main() -> None:
+    require_processor(load_params().train)
     refuse_linked_folders(load_params().data)
     fetch(load_params().data)  # before the digest, because a download adds to the inputs
     before = inputs_digest("prepare")

@@ -237,8 +237,11 @@ def check(params: Annotated[Path, typer.Option(help="The file to check.")] = PAR
     """Check params.yaml and the folder data.root, in clearer words than DVC's. `make repro` does so first."""
     from facevae.config.data_root import data_root
     from facevae.config.params import load_params
+    from facevae.config.processor import require_processor
 
-    data_root(load_params(params).data)
+    loaded = load_params(params)
+    require_processor(loaded.train)
+    data_root(loaded.data)
 
 
 @app.command()

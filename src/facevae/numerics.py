@@ -2,8 +2,8 @@
 
 PyTorch, NumPy and their libraries choose kernels by the processor, and kernels differ in the order of sums and in the
 polynomials of their functions. Environment variables make nearly all of them choose the same everywhere. What is left
-are two kernels of MKL that start from the processor's approximation of 1 / sqrt(x), whose last bits Intel's and AMD's
-manuals leave open: NumPy's replace them. NumPy's OpenBLAS also multiplies matrices, because MKL's common branch takes
+are two kernels of MKL, which apparently start from the processor's approximation of 1 / sqrt(x), whose last bits differ
+between processors: NumPy's replace them. NumPy's OpenBLAS also multiplies matrices, because MKL's common branch takes
 twice as long. benchmarks/portable_ops.py compares the bits of each operation, and bench_portable.py measures the price.
 """
 

@@ -130,12 +130,8 @@ def evaluate(
     best_method = studies["validation"].best_method()
     strengths = studies["validation"].best_strengths(best_method)
     edits = studies[params.split]
-    reconstructed = reconstructed_pairs(
-        model,
-        (validation.originals, validation.posteriors.mean),
-        (held_out.originals, held_out.posteriors.mean),
-        batch_size=params.batch_size,
-    )
+    encoded = [(split.originals, split.posteriors.mean) for split in (validation, held_out)]
+    reconstructed = reconstructed_pairs(model, *encoded, batch_size=params.batch_size)
     metrics = {
         **reconstruction_metrics(model, held_out.images, held_out.posteriors, batch_size=params.batch_size, seed=seed),
         **likelihood_metrics(likelihood, priors.best),

@@ -14,10 +14,11 @@ from facevae.config.schema import SharpenParams, TrainParams
 from facevae.device import autocast
 from facevae.model.objective import kl_nats, reconstruction_term, squared_error
 from facevae.model.vae import VAE
+from facevae.train.averaging import move_average
 from facevae.train.discriminator import Discriminator, adversarial_loss, discriminator_loss, feature_loss
 from facevae.train.optimizers import Adam
 from facevae.train.schedules import half_cosine, warmup
-from facevae.train.step import Objective, StepReport, move_average, with_prefix
+from facevae.train.step import Objective, StepReport, with_prefix
 
 BETA1 = 0.5  # of Adam: with the usual 0.9 the two sides swing past each other
 AVERAGE_DECAY = 0.99  # of the decoder's weights, which circle as the discriminator moves

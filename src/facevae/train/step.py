@@ -16,6 +16,7 @@ from facevae.config.schema import TrainParams
 from facevae.device import autocast
 from facevae.model.objective import LOG_SIGMA_FLOOR, kl_nats, predict, reconstruction_term
 from facevae.model.vae import VAE
+from facevae.train.averaging import move_average
 from facevae.train.distributed import ALONE, Workers, share_batch_norm
 from facevae.train.muon import Muon
 from facevae.train.optimizers import Adam
@@ -191,20 +192,6 @@ def _optimizers(model: VAE, params: TrainParams) -> list[tuple[Adam | Muon, floa
         (Adam([model.log_sigma] if model.log_sigma.requires_grad else []), SIGMA_FACTOR * params.learning_rate)
     )
     return optimizers
-
-
-@torch.no_grad()
-def move_average(average: nn.Module, current: nn.Module, decay: float, step: int, skip: Tensor) -> None:
-    """Move averaged weights towards the current ones (Polyak and Juditsky 1992), by more in the first steps.
-
-    A skipped step leaves them as they were.
-    """
-    share = torch.where(skip, 0.0, 1 - min(decay, (1 + step) / (10 + step)))
-    for mean, weight in zip(average.state_dict().values(), current.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(weight, share)
-        else:  # the number of batches that batch normalisation has seen
-            mean.copy_(weight)
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -80,8 +80,8 @@ edit: $(INSTALLED)
 # The work tree's model, until Ctrl-C. docs/experiments.md shows a request.
 serve: $(INSTALLED)
 	@$(BIN)/facevae publish --alias served --name facevae
-	MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} $(BIN)/mlflow models serve \
-		--model-uri models:/facevae@served --env-manager local --port 5001
+	MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR=false \
+		$(BIN)/mlflow models serve --model-uri models:/facevae@served --env-manager local --port 5001
 
 lock:
 	$(PYTHON) -m venv .venv

@@ -58,9 +58,9 @@ def _cpu_seconds(root: Path, stage: str, contender: str) -> float:
 def _measure_here(stage: str, contender: str) -> None:
     """Print the CPU time of one epoch of training, or of a whole later stage."""
     params = load_params()
-    own = {"numerics": "portable"} if contender == "portable" else {}
+    numerics = "portable" if contender == "portable" else "native"
     precision = "auto" if contender == "native" else "float32"
-    changes = {"epochs": 1, "precision": precision, "device": "cpu", "num_threads": 1, **own}
+    changes = {"epochs": 1, "numerics": numerics, "precision": precision, "device": "cpu", "num_threads": 1}
     params = params.model_copy(
         update={
             "train": params.train.model_copy(update=changes),

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 import yaml
-from measuring import ROOT, Row, interleaved
+from measuring import NATIVE, ROOT, Row, interleaved
 
 from facevae.config.params import parse_params
 from facevae.config.schema import Params
@@ -88,7 +88,7 @@ def _params(num_threads: int) -> Params:
     tree = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     tree["model"]["normalization"] = "group"  # batch normalisation across processes needs GPUs
     tree["train"] |= {"epochs": 2, "kl_warmup_epochs": 2.0, "num_threads": num_threads}
-    tree["train"] |= {"precision": "float32", "device": "cpu"}
+    tree["train"] |= {**NATIVE, "precision": "float32", "device": "cpu"}
     return parse_params(tree, name="params.yaml")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import yaml
 from gpu import flops_per_image, peak_flops
-from measuring import Row, alone, compared, interleaved
+from measuring import NATIVE, Row, alone, compared, interleaved
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -325,4 +325,5 @@ def _params(path: Path) -> Params:
     tree["data"]["image_size"] = IMAGE_SIZE
     tree["train"] |= {"learning_rate_decay": "none", "learning_rate": 0.0005, "likelihood": "squared_error"}
     tree["train"] |= {"optimizer": "adam", "muon_learning_rate": None, "momentum": None}  # as all contenders have it
+    tree["train"] |= NATIVE
     return parse_params(tree, name=path.name)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import yaml
 from bench_throughput import IMAGE_SIZE, Faces, PlainVAE
-from measuring import Row
+from measuring import NATIVE, Row
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -31,6 +31,7 @@ NUM_TRAIN, NUM_VALIDATION = 6500, 500
 LENGTHS = (4000, 6000, 8000, 10_000, 13_000, 16_000, 20_000, 26_000, 40_000)  # images seen; stops at the first enough
 OUR_MODEL = {"channels": [16, 32, 64, 128], "kernel_size": 4, "latent_dim": 32}
 OUR_TRAINING = {
+    **NATIVE,
     "optimizer": "adam",
     "muon_learning_rate": None,
     "momentum": None,

@@ -8,12 +8,12 @@ measures the CPU, which is good for trying it.
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import yaml
+from measuring import NATIVE, ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from facevae.config.params import parse_params
@@ -23,7 +23,6 @@ from facevae.model.vae import VAE, new_model
 from facevae.train.loop import Progress, train
 from facevae.train.step import Optimization
 
-ROOT = Path(__file__).parent.parent
 PRESETS = ("presets/celeba.yaml", "presets/celeba-best.yaml", "params.yaml")
 CELEBA_IMAGES = 202_599
 NUM_REPEATS = 3
@@ -72,6 +71,7 @@ def params_of(preset: str, image_size: int, batch_size: int) -> Params:
     tree["data"]["image_size"] = image_size
     tree["train"] |= {"batch_size": batch_size, "epochs": 2 * (1 + NUM_REPEATS), "max_skipped_steps": 10**6}
     tree["train"] |= {"learning_rate_warmup_steps": 0, "kl_warmup_epochs": 0.0}  # longer than these few steps
+    tree["train"] |= NATIVE
     return parse_params(tree, name=preset)
 
 

@@ -15,6 +15,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+NATIVE = {"numerics": "native", "precision": "auto", "device": "auto"}  # as fast as the hardware can train
 
 Result = TypeVar("Result")
 

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from measuring import RESULTS, ROOT, hardware
+from measuring import NATIVE, RESULTS, ROOT, hardware
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from second_judge import second_judge
@@ -471,6 +471,7 @@ def params_of(contender: Contender, num_threads: int | None = None) -> Params:
     for key, value in {**own, "data.crop": None, "data.split": "official", **contender.overrides, **threads}.items():
         section, _, last = key.partition(".")
         tree[section][last] = value
+    tree["train"] |= NATIVE
     return parse_params(tree, name=contender.preset)
 
 

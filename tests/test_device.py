@@ -26,7 +26,7 @@ def test_set_up_does_not_import_the_compiler() -> None:
             "from pathlib import Path",
             "from facevae.device import set_up_device",
             "from facevae.config.params import load_params",
-            f"set_up_device(load_params(Path({str(ROOT / 'params.yaml')!r})).train)",
+            f"set_up_device(load_params(Path({str(ROOT / 'presets/folder.yaml')!r})).train)",
             "print([name for name in ('torch._dynamo', 'torch._inductor', 'torchvision') if name in sys.modules])",
         ]
     )
@@ -42,7 +42,7 @@ def test_freed_memory_is_used_again_without_new_pages() -> None:
             "from pathlib import Path",
             "from facevae.device import set_up_device",
             "from facevae.config.params import load_params",
-            f"set_up_device(load_params(Path({str(ROOT / 'params.yaml')!r})).train)",
+            f"set_up_device(load_params(Path({str(ROOT / 'presets/folder.yaml')!r})).train)",
             "faults = []",
             "for _ in range(20):  # the first few rounds make room of the right size",
             "    torch.ones(2**25)",

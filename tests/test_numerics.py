@@ -131,6 +131,15 @@ def test_a_processor_without_the_instructions_is_refused(monkeypatch: pytest.Mon
         use_portable_kernels()
 
 
+def test_another_kind_of_processor_computes_in_its_own_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    use_portable_kernels()
+    assert "On this one, arm64, the results differ" in caplog.text
+    assert platform(CPU, "portable") == platform(CPU, "native")
+
+
 @pytest.mark.parametrize(("flags", "missing"), [("sse2 avx fma", "avx2"), ("avx2", "fma"), ("avx", "avx2, fma")])
 def test_prepare_and_check_refuse_a_processor_without_the_instructions(
     tmp_path: Path,

@@ -9,7 +9,7 @@ import torch
 
 from facevae.config.schema import Numerics, Precision, TrainParams
 from facevae.errors import UserError
-from facevae.numerics import use_portable_kernels
+from facevae.numerics import is_x86_64, use_portable_kernels
 
 LARGE_MAP = 2**20  # bytes; a larger map exceeds the cache of one core
 
@@ -71,7 +71,7 @@ def platform(device: torch.device, numerics: Numerics) -> dict[str, str]:
     facts = {"torch": torch.__version__, "numpy": np.__version__, "device": device.type}
     if device.type == "cuda":
         return {**facts, "processor": torch.cuda.get_device_name(device)}
-    if numerics == "portable":
+    if numerics == "portable" and is_x86_64():
         return {**facts, "processor": "x86-64 with AVX2"}
     return {**facts, "processor": torch.backends.cpu.get_cpu_capability(), **_cpu_flags()}
 

@@ -7,7 +7,9 @@ between processors: NumPy's replace them. NumPy's OpenBLAS also multiplies matri
 twice as long. benchmarks/portable_ops.py compares the bits of each operation, and bench_portable.py measures the price.
 """
 
+import logging
 import os
+import platform
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -30,15 +32,33 @@ ENVIRONMENT = {  # stages/portable.env sets it before Python starts, since the l
     "OPENBLAS_NUM_THREADS": "1",
 }
 
+X86_64 = {"x86_64", "AMD64"}  # as the systems call it
+
+logger = logging.getLogger(__name__)
+
+
+def is_x86_64() -> bool:
+    """Whether this processor can have the kernels that are the same everywhere."""
+    return platform.machine() in X86_64
+
 
 def use_portable_kernels() -> None:
-    """Let PyTorch compute the same bits on every processor, until the process ends.
+    """Let PyTorch compute the same bits on every x86-64 processor, until the process ends.
+
+    On other processors, such as Arm's, it computes as it does there, and a warning says so.
 
     Raises
     ------
     UserError
         The processor lacks AVX2, or the process was started without the variables of `ENVIRONMENT`.
     """
+    if not is_x86_64():
+        logger.warning(
+            "train.numerics: 'portable' gives the same bytes on x86-64 processors. On this one, %s, the results differ "
+            "from theirs",
+            platform.machine(),
+        )
+        return
     capabilities = torch.cpu.get_capabilities()
     if not (capabilities.get("avx2") and capabilities.get("fma3")):
         raise UserError("train.numerics: 'portable' needs an x86-64 processor with AVX2 and FMA. Use native")

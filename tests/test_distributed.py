@@ -48,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def start_together(num_processes: int, cases: dict[str, Any], target: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
         [*command, str(SCRIPT), json.dumps(cases), str(target)], env=environment, stderr=subprocess.PIPE, text=True
     )

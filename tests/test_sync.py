@@ -387,7 +387,7 @@ def test_where_knows_older_names_and_names_with_quotes(clone: Path) -> None:
     dvc(clone, "exp", "run", "--name", "it's", "--set-param", "train.beta=1.5")
     synchronize()
     assert where(Path(), "it's") == where(Path(), "beta-1")
-    for nobody in ("", "%", "_", "no'body"):
+    for nobody in ("%", "_", "no'body"):
         with pytest.raises(UserError, match="has no such run"):
             where(Path(), nobody)
 

@@ -57,7 +57,7 @@ chaos: $(INSTALLED)
 	$(BIN)/python benchmarks/chaos.py .facevae/trials/kills --kills 200
 	$(BIN)/python benchmarks/chaos.py .facevae/trials/training --kills 20 --as-committed --stage train --within 60
 
-# Needs qemu-user. Each emulated processor took about 20 minutes on a busy machine; JOBS of them run at a time.
+# Needs qemu-user. Each emulated processor takes about eight minutes of a core; JOBS of them run at a time.
 portable: $(INSTALLED)
 	rm -rf .facevae/portable
 	$(BIN)/python benchmarks/portable.py .facevae/portable --jobs $(or $(JOBS),1)

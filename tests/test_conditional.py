@@ -14,7 +14,7 @@ from facevae.evaluate.conditional import conditional_metrics, conditional_table,
 from facevae.evaluate.judge import Classifier, Judgement
 from facevae.model.inference import decode_all
 from facevae.model.vae import new_model
-from facevae.priors.flow_matching import FlowMatching
+from facevae.priors.flow_matching import GUIDANCE, FlowMatching
 from facevae.priors.velocity import Velocity
 
 
@@ -60,4 +60,4 @@ def test_the_table_counts_what_the_judge_sees(monkeypatch: pytest.MonkeyPatch) -
 
 def conditional_shift(label: int) -> float:
     """What the labels' velocity, beyond which the guidance goes, adds to a latent from time 0 to 1."""
-    return 3.0 * label
+    return GUIDANCE * label

@@ -23,7 +23,8 @@ from facevae.editor.page import build_page
 from facevae.evaluate.directions import FittedDirections
 from facevae.model.checkpoint import CheckpointHeader
 from facevae.model.vae import VAE, new_model
-from facevae.priors.fitting import FittedPriors, PriorScores
+from facevae.priors.comparison import PriorScores
+from facevae.priors.fitting import FittedPriors
 from facevae.priors.normal import StandardNormal
 
 MODELS: dict[str, dict[str, Any]] = {

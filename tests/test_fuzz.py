@@ -37,7 +37,8 @@ from facevae.evaluate.judge import Classifier, load_classifier, save_classifier
 from facevae.model import checkpoint
 from facevae.model.vae import VAE
 from facevae.priors import velocity as velocity_module
-from facevae.priors.fitting import FittedPriors, PriorScores, load_priors, save_priors
+from facevae.priors.comparison import PriorScores
+from facevae.priors.fitting import FittedPriors, load_priors, save_priors
 from facevae.priors.flow_matching import FlowMatching
 from facevae.priors.mixture import Mixture
 from facevae.priors.normal import StandardNormal

@@ -5,6 +5,7 @@ that the objective assumes: what is drawn from N(0, I) then decodes to ghosts.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,35 +16,16 @@ from torch import Tensor
 
 from facevae.errors import UserError
 from facevae.model.vae import Posterior
-from facevae.priors.copies import LARGEST_SHARE, copied_share
+from facevae.priors.comparison import PriorScores, compare_priors
+from facevae.priors.copies import LARGEST_SHARE
 from facevae.priors.flow_fitting import fit_flow_matching
 from facevae.priors.flow_matching import FlowMatching
 from facevae.priors.mixture import Mixture, fit_mixture
-from facevae.priors.normal import Prior, StandardNormal, mean_log_prob
+from facevae.priors.normal import Prior, StandardNormal
 from facevae.priors.velocity import Velocity
 from facevae.storage.tensors import check_tensors, read_tensors, require_model, write_tensors
 
 PRIORS = ("normal", "mixture", "flow")
-
-
-class PriorScores(BaseModel):
-    """What validation images tell about a prior.
-
-    Attributes
-    ----------
-    heldout_nats
-        Mean log density of a draw from each posterior.
-    validation_frechet_distance
-        Of decoded samples to the images.
-    copied_share
-        Share of the samples that are nearer to a training latent than nearly all of those draws.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-    heldout_nats: float
-    validation_frechet_distance: float
-    copied_share: float
 
 
 @dataclass(frozen=True)
@@ -112,19 +94,21 @@ def fit_priors(
     """
     heldout = validation.sample(torch.Generator().manual_seed(seed))
     normal = StandardNormal(heldout.shape[1])
-    with _one_thread():
-        mixture = fit_mixture(train, heldout, seed=seed)
+    with _one_thread(), ThreadPoolExecutor(1) as pool:
+        fitting = pool.submit(_fit_mixture, train, heldout, seed)
         flow = fit_flow_matching(train, heldout, labels, attributes, seed=seed)
+        mixture = fitting.result()
     priors: dict[str, Prior] = {"normal": normal, "mixture": mixture, "flow": flow}
-    scores = {}
-    for name, prior in priors.items():
-        samples = prior.sample(num_samples, torch.Generator().manual_seed(seed), temperature=temperature)
-        scores[name] = PriorScores(
-            heldout_nats=mean_log_prob(prior, heldout),
-            validation_frechet_distance=distance(samples),
-            copied_share=copied_share(samples, heldout, train.mean),
-        )
+    scores = compare_priors(
+        priors, train.mean, heldout, distance, num_samples=num_samples, temperature=temperature, seed=seed
+    )
     return FittedPriors(normal, mixture, flow, scores)
+
+
+def _fit_mixture(train: Posterior, heldout: Tensor, seed: int) -> Mixture:
+    """Fit the mixture beside the flow: each needs one thread, and a limit holds in the thread that sets it."""
+    with _one_thread():
+        return fit_mixture(train, heldout, seed=seed)
 
 
 @contextmanager

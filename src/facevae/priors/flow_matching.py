@@ -19,7 +19,7 @@ from facevae.priors.velocity import Velocity
 NUM_STEPS = 25  # of Heun's method, from noise to a latent
 NUM_DENSITY_STEPS = 16  # of the classical Runge-Kutta method, from a latent to noise; 0.1 nats or less of error
 BATCH_SIZE = 2000  # latents whose density is computed at a time
-GUIDANCE = 3.0  # of attributes that are asked for
+GUIDANCE = 4.0  # of attributes that are asked for
 
 
 @dataclass(frozen=True)

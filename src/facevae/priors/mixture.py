@@ -10,7 +10,7 @@ from facevae.model.vae import Posterior
 from facevae.priors.normal import aggregate_gaussian, mean_log_prob, standard_normal_log_prob, whiten
 
 NUM_COMPONENTS = (2, 4, 8)  # beside one, which needs no fit; 16 lost on every model tried, and cost most
-DRAWS_PER_POSTERIOR = 4  # one leaves the covariances so noisy that more components only lose
+DRAWS_PER_POSTERIOR = 2
 MAX_DRAWS = 30_000  # in all, so that the fit takes seconds on any set
 REGULARIZATION = 0.01  # added to each variance, in units of the aggregate posterior's own
 MAX_ITERATIONS = 40

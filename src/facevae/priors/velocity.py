@@ -45,8 +45,8 @@ class Velocity(nn.Module):
 
     def forward(self, latent: Tensor, time: Tensor, labels: Tensor) -> Tensor:
         scale, first_modulation, second_modulation = self._modulations(time, labels)
-        first = functional.silu(_modulated(_normalized(self.first(latent))[0], first_modulation))
-        second = functional.silu(_modulated(_normalized(self.second(first))[0], second_modulation))
+        first = functional.silu(_modulated(_normalized(self.first(latent)), first_modulation))
+        second = functional.silu(_modulated(_normalized(self.second(first)), second_modulation))
         velocity: Tensor = self.first_output(first) + self.second_output(second) + scale * latent
         return velocity
 
@@ -56,25 +56,27 @@ class Velocity(nn.Module):
 
         With weights W1, W2 and outputs U1, U2, the Jacobian is U1 J1 + U2 J2 J1 + diag(scale), where each
         J = diag(slope) (I - n n^T / width) C W; n are the normalised features and C takes the mean from each column. So
-        a trace is a bilinear form in the slopes, minus terms of rank one.
+        a trace is a bilinear form in the slopes, minus terms of rank one. C W1 U2 is never multiplied out but for the
+        bilinear form: its rank is that of the latent, which is much less than the width.
         """
         scale, first_modulation, second_modulation = self._modulations(time, labels)
-        normal_1, deviation_1 = _normalized(self.first(latent))  # (batch, width), (batch, 1)
+        normal_1, deviation_1 = _normalized_with_deviation(self.first(latent))  # (batch, width), (batch, 1)
         first, slope_1 = _silu_and_slope(_modulated(normal_1, first_modulation))
         slope_1 = slope_1 * (1 + first_modulation[0]) / deviation_1
-        normal_2, deviation_2 = _normalized(self.second(first))
+        normal_2, deviation_2 = _normalized_with_deviation(self.second(first))
         second, slope_2 = _silu_and_slope(_modulated(normal_2, second_modulation))
         slope_2 = slope_2 * (1 + second_modulation[0]) / deviation_2
         velocity = self.first_output(first) + self.second_output(second) + scale * latent
 
         into, between = (layer.weight - layer.weight.mean(0) for layer in (self.first, self.second))
-        own, through = into @ self.first_output.weight, into @ self.second_output.weight  # (width, width)
+        own_out, out = self.first_output.weight, self.second_output.weight  # (latent_dim, width)
         pull_1, pull_2 = normal_1 * slope_1, normal_2 * slope_2
-        onward_1, onward_2 = normal_1 @ through, normal_2 @ between
-        own_trace = slope_1 @ own.diagonal() - ((normal_1 @ own) * pull_1).sum(1) / WIDTH
+        inward_1 = normal_1 @ into  # (batch, latent_dim)
+        onward_1, onward_2 = inward_1 @ out, normal_2 @ between
+        own_trace = slope_1 @ (into * own_out.T).sum(1) - ((inward_1 @ own_out) * pull_1).sum(1) / WIDTH
         both_trace = (
-            (slope_2 @ (between * through.T) * slope_1).sum(1)
-            - (onward_2 * slope_1 * (pull_2 @ through.T)).sum(1) / WIDTH
+            (slope_2 @ (between * (into @ out).T) * slope_1).sum(1)
+            - (onward_2 * slope_1 * (pull_2 @ out.T @ into.T)).sum(1) / WIDTH
             - (onward_1 * slope_2 * (pull_1 @ between.T)).sum(1) / WIDTH
             + (onward_1 * pull_2).sum(1) * (onward_2 * pull_1).sum(1) / WIDTH**2
         )
@@ -88,7 +90,12 @@ class Velocity(nn.Module):
         return self.scale(condition), (first_scale, first_shift), (second_scale, second_shift)
 
 
-def _normalized(features: Tensor) -> tuple[Tensor, Tensor]:
+def _normalized(features: Tensor) -> Tensor:
+    """Features (batch, width) with mean 0 and variance 1."""
+    return functional.layer_norm(features, features.shape[1:], eps=EPSILON)
+
+
+def _normalized_with_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
     """Features (batch, width) with mean 0 and variance 1, and what they were divided by, (batch, 1)."""
     variance, mean = torch.var_mean(features, 1, keepdim=True, correction=0)
     deviation = torch.sqrt(variance + EPSILON)

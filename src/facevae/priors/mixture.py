@@ -10,8 +10,8 @@ from facevae.model.vae import Posterior
 from facevae.priors.normal import aggregate_gaussian, mean_log_prob, standard_normal_log_prob, whiten
 
 NUM_COMPONENTS = (2, 4, 8)  # beside one, which needs no fit; 16 lost on every model tried, and cost most
-DRAWS_PER_POSTERIOR = 2
-MAX_DRAWS = 30_000  # in all, so that the fit takes seconds on any set
+DRAWS_PER_POSTERIOR = 4  # one leaves the covariances noisy
+MAX_DRAWS = 15_000  # in all, so that the fit takes seconds on any set
 REGULARIZATION = 0.01  # added to each variance, in units of the aggregate posterior's own
 MAX_ITERATIONS = 40
 TOLERANCE_NATS = 0.001  # a larger one ends on the plateau where two components are still one

@@ -45,8 +45,8 @@ class Velocity(nn.Module):
 
     def forward(self, latent: Tensor, time: Tensor, labels: Tensor) -> Tensor:
         scale, first_modulation, second_modulation = self._modulations(time, labels)
-        first = functional.silu(_modulated(_normalized(self.first(latent)), first_modulation))
-        second = functional.silu(_modulated(_normalized(self.second(first)), second_modulation))
+        first = functional.silu(_modulated(_normalized(self.first(latent))[0], first_modulation))
+        second = functional.silu(_modulated(_normalized(self.second(first))[0], second_modulation))
         velocity: Tensor = self.first_output(first) + self.second_output(second) + scale * latent
         return velocity
 
@@ -60,12 +60,12 @@ class Velocity(nn.Module):
         bilinear form: its rank is that of the latent, which is much less than the width.
         """
         scale, first_modulation, second_modulation = self._modulations(time, labels)
-        normal_1, deviation_1 = _normalized_with_deviation(self.first(latent))  # (batch, width), (batch, 1)
+        normal_1, factor_1 = _normalized(self.first(latent))  # (batch, width), (batch, 1)
         first, slope_1 = _silu_and_slope(_modulated(normal_1, first_modulation))
-        slope_1 = slope_1 * (1 + first_modulation[0]) / deviation_1
-        normal_2, deviation_2 = _normalized_with_deviation(self.second(first))
+        slope_1 = slope_1 * (1 + first_modulation[0]) * factor_1
+        normal_2, factor_2 = _normalized(self.second(first))
         second, slope_2 = _silu_and_slope(_modulated(normal_2, second_modulation))
-        slope_2 = slope_2 * (1 + second_modulation[0]) / deviation_2
+        slope_2 = slope_2 * (1 + second_modulation[0]) * factor_2
         velocity = self.first_output(first) + self.second_output(second) + scale * latent
 
         into, between = (layer.weight - layer.weight.mean(0) for layer in (self.first, self.second))
@@ -90,16 +90,10 @@ class Velocity(nn.Module):
         return self.scale(condition), (first_scale, first_shift), (second_scale, second_shift)
 
 
-def _normalized(features: Tensor) -> Tensor:
-    """Features (batch, width) with mean 0 and variance 1."""
-    return functional.layer_norm(features, features.shape[1:], eps=EPSILON)
-
-
-def _normalized_with_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (batch, width) with mean 0 and variance 1, and what they were divided by, (batch, 1)."""
-    variance, mean = torch.var_mean(features, 1, keepdim=True, correction=0)
-    deviation = torch.sqrt(variance + EPSILON)
-    return (features - mean) / deviation, deviation
+def _normalized(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (batch, width) with mean 0 and variance 1, and what they were multiplied by, (batch, 1)."""
+    normal, _, factor = torch.native_layer_norm(features, features.shape[1:], None, None, EPSILON)
+    return normal, factor
 
 
 def _modulated(features: Tensor, modulation: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,0 +1,1 @@
+"""What the `facevae` command can do."""

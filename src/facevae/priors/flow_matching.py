@@ -45,8 +45,8 @@ class FlowMatching:
     def sample(self, num_samples: int, generator: torch.Generator, *, temperature: float = 1.0) -> Tensor:
         """Draw latents (num_samples, latent_dim), each with the labels of a random training image.
 
-        So the flow need not spread over all attributes at once, which few steps of training teach it less well. The
-        temperature scales the noise.
+        Samples with labels are better than samples without: a flow under labels has less to learn. The temperature
+        scales the noise.
         """
         noise = temperature * torch.randn(num_samples, self.latent_dim, generator=generator)
         examples = torch.randint(len(self.examples), (num_samples,), generator=generator)

@@ -82,6 +82,7 @@ SMALL: dict[str, Any] = {
         "normalization": "none",
         "negative_slope": 0.01,
         "dropout": 0.0,
+        "refinement_steps": 0,
     },
     "train": {
         "epochs": 2,

@@ -23,6 +23,7 @@ def find_problems(params: Params) -> list[str]:
         *_data_problems(params.data),
         *_train_problems(params.train),
         *_sharpen_problems(params),
+        *_refinement_problems(params),
         *_warmup_problems(params),
         *_normalization_problems(params),
         *_use_problems(params),
@@ -164,6 +165,14 @@ def _sharpen_problems(params: Params) -> Iterator[str]:
         yield (
             f"sharpen.discriminator_channels: {list(sharpen.discriminator_channels)} has {num_levels} levels, each of "
             f"which halves the maps, but data.image_size is {size}: remove some"
+        )
+
+
+def _refinement_problems(params: Params) -> Iterator[str]:
+    if params.model.refinement_steps and params.train.likelihood == "bernoulli":
+        yield (
+            f"model.refinement_steps: {params.model.refinement_steps}, but refinement lowers squared errors, which "
+            "train.likelihood 'bernoulli' has not: set it to 0"
         )
 
 

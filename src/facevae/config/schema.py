@@ -69,6 +69,7 @@ class ModelParams(Section):
     normalization: Literal["none", "batch", "group"]
     negative_slope: Fraction
     dropout: Fraction
+    refinement_steps: Annotated[int, Field(ge=0, le=1000)]  # of posterior means, outside training
 
 
 class TrainParams(Section):

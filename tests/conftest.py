@@ -95,6 +95,7 @@ SMALL: dict[str, Any] = {
         "learning_rate_decay": "none",
         "learning_rate_warmup_steps": 0,
         "likelihood": "squared_error",
+        "num_importance_samples": 1,
         "binarization": "none",
         "horizontal_flip": False,
         "beta": 1.0,

@@ -160,6 +160,11 @@ def _sharpen_problems(params: Params) -> Iterator[str]:
             f"sharpen.epochs: {sharpen.epochs}, but train.likelihood 'bernoulli' models black and white images, which "
             "are sharp: set it to 0"
         )
+    if params.train.num_importance_samples > 1:
+        yield (
+            f"sharpen.epochs: {sharpen.epochs}, but sharpening takes one draw of each posterior, not "
+            f"train.num_importance_samples {params.train.num_importance_samples}: set one of them to 0 or 1"
+        )
     num_levels = len(sharpen.discriminator_channels)
     if 2**num_levels > size:
         yield (

@@ -85,6 +85,7 @@ class TrainParams(Section):
     learning_rate_decay: Literal["none", "cosine"]
     learning_rate_warmup_steps: Count
     likelihood: Likelihood
+    num_importance_samples: PositiveInt  # draws of each posterior in the objective
     binarization: Binarization  # only for the Bernoulli likelihood
     horizontal_flip: bool  # mirror each image with probability 1/2
     beta: NotNegative

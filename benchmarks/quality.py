@@ -58,6 +58,7 @@ BEST_ADAM = {  # for half the size and a few thousand steps
     "model.channels": [32, 64, 128, 256],
     "model.strides": [2, 2, 2, 2],
     "model.latent_dim": 128,
+    "model.refinement_steps": 0,
     "train.optimizer": "adam",
     "train.muon_learning_rate": None,
     "train.momentum": None,
@@ -185,7 +186,8 @@ LARGE = {  # the best recipe at 128 x 128
     "plain-128": Contender(
         "no residual block", "presets/celeba-best.yaml", BEST_ADAM_LARGE | {"model.residual_blocks": 0}, 128
     ),
-    "muon-128": Contender("celeba-best.yaml", "presets/celeba-best.yaml", {}, 128),
+    "muon-128": Contender("no refinement", "presets/celeba-best.yaml", {"model.refinement_steps": 0}, 128),
+    "refined-128": Contender("celeba-best.yaml", "presets/celeba-best.yaml", {}, 128, weights_of="muon-128"),
 }
 ALL = (
     CONTENDERS

@@ -58,6 +58,7 @@ BEST_ADAM = {  # for half the size and a few thousand steps
     "model.channels": [32, 64, 128, 256],
     "model.strides": [2, 2, 2, 2],
     "model.latent_dim": 128,
+    "model.refinement_steps": 0,
     "train.optimizer": "adam",
     "train.muon_learning_rate": None,
     "train.momentum": None,
@@ -144,6 +145,7 @@ class Contender:
     overrides: Overrides
     image_size: int = IMAGE_SIZE
     sharpens: str | None = None  # the contender whose decoder is sharpened
+    weights_of: str | None = None  # the contender that is measured in another way
 
 
 CONTENDERS = {
@@ -156,6 +158,12 @@ CONTENDERS = {
         "best recipe, Adam, original's objective", "presets/celeba-best.yaml", BEST_ADAM | ORIGINAL_OBJECTIVE
     ),
     "muon": Contender("best recipe", "presets/celeba-best.yaml", BEST),
+    "refined": Contender(
+        "best recipe, refined latents",
+        "presets/celeba-best.yaml",
+        BEST | {"model.refinement_steps": 3},
+        weights_of="muon",
+    ),
     "sharp": Contender("best recipe, sharpened", "presets/celeba-best.yaml", SHARP, sharpens="muon"),
 }
 ABLATION: dict[str, tuple[str, Overrides]] = {  # the best recipe of Adam with one change
@@ -178,7 +186,8 @@ LARGE = {  # the best recipe at 128 x 128
     "plain-128": Contender(
         "no residual block", "presets/celeba-best.yaml", BEST_ADAM_LARGE | {"model.residual_blocks": 0}, 128
     ),
-    "muon-128": Contender("celeba-best.yaml", "presets/celeba-best.yaml", {}, 128),
+    "muon-128": Contender("no refinement", "presets/celeba-best.yaml", {"model.refinement_steps": 0}, 128),
+    "refined-128": Contender("celeba-best.yaml", "presets/celeba-best.yaml", {}, 128, weights_of="muon-128"),
 }
 ALL = (
     CONTENDERS
@@ -254,6 +263,7 @@ class InPrecision(VAE):
     def __init__(self, model: VAE, params: TrainParams, device: torch.device) -> None:
         nn.Module.__init__(self)
         self.model = model
+        self.params = model.params
         self.log_sigma = model.log_sigma
         self._precision = params.precision, device
 
@@ -270,7 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("images", type=Path, help="a folder with img_align_celeba/ and list_attr_celeba.txt")
     parser.add_argument("work", type=Path, help="a folder for prepared images, classifiers and weights")
-    parser.add_argument("--only", nargs="+", choices=ALL, default=list(CONTENDERS), help="default: the first eight")
+    parser.add_argument("--only", nargs="+", choices=ALL, default=list(CONTENDERS), help="default: the first nine")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--num-threads", type=int, help="CPU threads of each training, instead of the preset's")
     length = parser.add_mutually_exclusive_group()
@@ -298,7 +308,8 @@ def run(images: Path, work: Path, name: str, params: Params, budget: Budget, see
         return
     prepared, classifier = prepared_and_judge(images, work / str(params.data.image_size), params)
     device = set_up_device(params.train)
-    tensors, trained = trained_weights(work / "trained", name, params, prepared, budget, seed)
+    origin = ALL[name].weights_of or name
+    tensors, trained = trained_weights(work / "trained", origin, params, prepared, budget, seed)
     model = fresh_model(name, params, seed)
     model.load_state_dict(tensors)
     model = InPrecision(model.to(device), params.train, device).eval()
@@ -359,8 +370,9 @@ def trained_weights(
 
 
 def determining(params: Params) -> str:
-    """The sections of the params that determine the weights, as JSON."""
-    return params.model_dump_json(include={"model", "train"} | ({"sharpen"} if params.sharpen.epochs else set()))
+    """The params that determine the weights, as JSON."""
+    sections = {"model", "train"} | ({"sharpen"} if params.sharpen.epochs else set())
+    return params.model_dump_json(include=sections, exclude={"model": {"refinement_steps"}})
 
 
 def sharpen_one(

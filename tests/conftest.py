@@ -82,6 +82,7 @@ SMALL: dict[str, Any] = {
         "normalization": "none",
         "negative_slope": 0.01,
         "dropout": 0.0,
+        "refinement_steps": 0,
     },
     "train": {
         "epochs": 2,
@@ -94,6 +95,7 @@ SMALL: dict[str, Any] = {
         "learning_rate_decay": "none",
         "learning_rate_warmup_steps": 0,
         "likelihood": "squared_error",
+        "num_importance_samples": 1,
         "binarization": "none",
         "horizontal_flip": False,
         "beta": 1.0,

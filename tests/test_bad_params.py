@@ -166,6 +166,18 @@ def test_black_and_white_images_are_not_sharpened() -> None:
         small_params(**binary, sharpen__epochs=2)
 
 
+def test_sharpening_takes_one_draw() -> None:
+    small_params(train__num_importance_samples=5)
+    with pytest.raises(UserError, match=r"sharpen\.epochs: 2, but.*train\.num_importance_samples 5"):
+        small_params(train__num_importance_samples=5, sharpen__epochs=2)
+
+
+def test_latents_of_black_and_white_images_are_not_refined() -> None:
+    binary = {"train__likelihood": "bernoulli", "train__binarization": "fixed"}
+    with pytest.raises(UserError, match=r"model\.refinement_steps: 3, but refinement lowers squared errors.*to 0"):
+        small_params(**binary, model__refinement_steps=3)
+
+
 def test_kl_warmup_as_long_as_the_training_is_allowed() -> None:
     small_params(train__kl_warmup_epochs=2.0)  # the last step has the full weight
 

@@ -26,6 +26,7 @@ class LinearVAE(nn.Module):
 
     def __init__(self, widening: float = 1.0) -> None:
         super().__init__()
+        self.params = small_params().model
         generator = torch.Generator().manual_seed(0)
         self.weight = nn.Parameter(0.05 * torch.randn(SIZE**2, LATENT, generator=generator))
         self.widening = widening

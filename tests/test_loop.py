@@ -195,7 +195,7 @@ STATEFUL = {  # everything that a training carries from epoch to epoch
 }
 
 
-@pytest.mark.parametrize("optimizer", [{}, MUON])
+@pytest.mark.parametrize("optimizer", [{}, MUON | {"train__num_importance_samples": 2}])
 @pytest.mark.parametrize("stopped_after", [1, 2, 4, 5])
 def test_a_stopped_training_continues_to_the_same_bits(stopped_after: int, optimizer: dict[str, Any]) -> None:
     params = small_params(**{**STATEFUL, **optimizer})

@@ -124,3 +124,25 @@ def test_elbo_of_a_linear_model_is_tight_at_its_posterior() -> None:
     covariance = torch.outer(weight, weight) + variance * torch.eye(48)
     exact = -torch.distributions.MultivariateNormal(torch.zeros(48), covariance).log_prob(image.flatten())
     torch.testing.assert_close(nats + objective.kl_nats(posterior)[0], exact, rtol=0.02, atol=0.2)
+
+
+def test_importance_weighted_terms_add_up_to_the_bound_and_its_gradient() -> None:
+    """The bound is log mean exp(log p(x, z) - log q(z)), with densities by torch.distributions."""
+    mean, log_variance = (torch.randn(4, 3, generator=GENERATOR).requires_grad_() for _ in range(2))
+    noise, slopes = torch.randn(6, 4, 3, generator=GENERATOR), torch.randn(3, generator=GENERATOR)
+
+    def drawn() -> tuple[torch.Tensor, torch.Tensor]:
+        latent = mean + (0.5 * log_variance).exp() * noise
+        return latent, (latent @ slopes).square()  # stands for -log P(image | latent)
+
+    latent, errors = drawn()
+    reconstruction, kl = objective.importance_weighted_terms(errors, latent, Posterior(mean, log_variance))
+    found = torch.autograd.grad((reconstruction + kl).sum(), (mean, log_variance))
+    latent, errors = drawn()
+    log_posterior = Normal(mean, (0.5 * log_variance).exp()).log_prob(latent).sum(2)
+    log_weights = Normal(0.0, 1.0).log_prob(latent).sum(2) - log_posterior - errors
+    bound = math.log(6) - log_weights.logsumexp(0)
+    torch.testing.assert_close(reconstruction + kl, bound)
+    weights = log_weights.softmax(0)
+    torch.testing.assert_close(reconstruction, (weights * errors).sum(0))
+    torch.testing.assert_close(found, torch.autograd.grad(bound.sum(), (mean, log_variance)))

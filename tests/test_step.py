@@ -8,6 +8,7 @@ from conftest import MUON, disc_images, small_params
 from facevae.model import objective
 from facevae.model.pixels import to_unit_range
 from facevae.model.vae import VAE, new_model
+from facevae.priors.normal import standard_normal_log_prob
 from facevae.train.schedules import kl_weight_at, learning_rate_factor
 from facevae.train.step import Optimization, StepReport
 
@@ -164,3 +165,17 @@ def test_a_step_is_as_long_as_the_schedule_says() -> None:
     for name, moved in (("decoder.features.bias", 0.01 / 4), ("log_sigma", 10 * 0.01 / 4)):
         change = optimization.model.state_dict()[name] - before[name]
         assert change.abs().max().item() == pytest.approx(moved, rel=1e-3)
+
+
+def test_several_draws_give_the_importance_weighted_bound() -> None:
+    optimization = optimization_with(train__num_importance_samples=4)
+    model = optimization.model
+    noise = torch.randn(len(IMAGES), 4 * 3, generator=seeded(0))
+    found = optimization.validation_objective(IMAGES, noise).sum()
+    posterior = model.encode(IMAGES)
+    log_weights = []
+    for draw in noise.split(3, dim=1):
+        latent = posterior.at(draw)
+        errors = objective.squared_error(model.decode(latent), IMAGES)
+        log_weights.append(standard_normal_log_prob(latent) - posterior.log_density(latent) - errors)
+    torch.testing.assert_close(found, (math.log(4) - torch.stack(log_weights).logsumexp(0)).sum())

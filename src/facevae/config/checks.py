@@ -23,6 +23,7 @@ def find_problems(params: Params) -> list[str]:
         *_data_problems(params.data),
         *_train_problems(params.train),
         *_sharpen_problems(params),
+        *_refinement_problems(params),
         *_warmup_problems(params),
         *_normalization_problems(params),
         *_use_problems(params),
@@ -159,11 +160,24 @@ def _sharpen_problems(params: Params) -> Iterator[str]:
             f"sharpen.epochs: {sharpen.epochs}, but train.likelihood 'bernoulli' models black and white images, which "
             "are sharp: set it to 0"
         )
+    if params.train.num_importance_samples > 1:
+        yield (
+            f"sharpen.epochs: {sharpen.epochs}, but sharpening takes one draw of each posterior, not "
+            f"train.num_importance_samples {params.train.num_importance_samples}: set one of them to 0 or 1"
+        )
     num_levels = len(sharpen.discriminator_channels)
     if 2**num_levels > size:
         yield (
             f"sharpen.discriminator_channels: {list(sharpen.discriminator_channels)} has {num_levels} levels, each of "
             f"which halves the maps, but data.image_size is {size}: remove some"
+        )
+
+
+def _refinement_problems(params: Params) -> Iterator[str]:
+    if params.model.refinement_steps and params.train.likelihood == "bernoulli":
+        yield (
+            f"model.refinement_steps: {params.model.refinement_steps}, but refinement lowers squared errors, which "
+            "train.likelihood 'bernoulli' has not: set it to 0"
         )
 
 

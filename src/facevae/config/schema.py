@@ -69,6 +69,7 @@ class ModelParams(Section):
     normalization: Literal["none", "batch", "group"]
     negative_slope: Fraction
     dropout: Fraction
+    refinement_steps: Annotated[int, Field(ge=0, le=1000)]  # of posterior means, outside training
 
 
 class TrainParams(Section):
@@ -84,6 +85,7 @@ class TrainParams(Section):
     learning_rate_decay: Literal["none", "cosine"]
     learning_rate_warmup_steps: Count
     likelihood: Likelihood
+    num_importance_samples: PositiveInt  # draws of each posterior in the objective
     binarization: Binarization  # only for the Bernoulli likelihood
     horizontal_flip: bool  # mirror each image with probability 1/2
     beta: NotNegative

@@ -8,14 +8,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facevae.model.pixels import BATCH_SIZE, batches_of
+from facevae.model.refinement import refined
 from facevae.model.vae import VAE, Posterior
 
 
 @torch.no_grad()
 def encode_all(model: VAE, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> Posterior:
-    """Posteriors of uint8 images (N, height, width, channels), on the CPU."""
-    device = next(model.parameters()).device
-    posteriors = [model.encode(batch) for batch in batches_of(images, batch_size, device)]
+    """Posteriors of uint8 images (N, height, width, channels), on the CPU, refined if the model's params say so."""
+    device, num_steps = next(model.parameters()).device, model.params.refinement_steps
+    posteriors = []
+    for batch in batches_of(images, batch_size, device):
+        posterior = model.encode(batch)
+        posteriors.append(refined(model, batch, posterior, num_steps) if num_steps else posterior)
     mean = torch.cat([posterior.mean for posterior in posteriors]).cpu()
     return Posterior(mean, torch.cat([posterior.log_variance for posterior in posteriors]).cpu())
 

@@ -79,6 +79,27 @@ def kl_nats_per_dimension(posterior: Posterior) -> Tensor:
     return 0.5 * (posterior.mean.square() + variance - posterior.log_variance - 1)
 
 
+def importance_weighted_terms(errors: Tensor, latent: Tensor, posterior: Posterior) -> tuple[Tensor, Tensor]:
+    """Split the negative importance-weighted bound (arXiv 1509.00519, equation 8) into two terms, each (batch,).
+
+    They are reconstruction and KL of the posterior that the bound takes in effect: one of K draws, chosen by its weight
+    (arXiv 1704.02916).
+
+    Parameters
+    ----------
+    errors
+        -log P(image | latent) of each draw, shape (K, batch).
+    latent
+        The draws, shape (K, batch, latent_dim).
+    """
+    squares = (latent - posterior.mean).square() * torch.exp(-posterior.log_variance)
+    log_ratios = 0.5 * (latent.square() - squares - posterior.log_variance).sum(2)  # log q(latent) - log p(latent)
+    log_weights = torch.log_softmax(-errors - log_ratios, 0)
+    weights = log_weights.exp()
+    kl = log_ratios + log_weights + math.log(len(errors))
+    return (weights * errors).sum(0), (weights * kl).sum(0)
+
+
 def kl_nats(posterior: Posterior) -> Tensor:
     """KL divergence of each image's posterior from N(0, I), shape (batch,)."""
     return kl_nats_per_dimension(posterior).sum(1)

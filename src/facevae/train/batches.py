@@ -27,7 +27,8 @@ class Batch:
     Attributes
     ----------
     parts
-        What goes through the network at a time: images (batch, channel, height, width) and noise (batch, latent_dim).
+        What goes through the network at a time: images (batch, channel, height, width) and noise (batch, draws *
+        latent_dim), where `train.num_importance_samples` is the number of draws.
     num_images
         Images in the whole batch, of all processes together.
     """
@@ -106,10 +107,11 @@ class Batches:
     ) -> Iterator[Batch]:
         chosen = list(index_batches(order, self.params.batch_size))
         read = reader.read(indices[part] for indices in chosen for part in self._parts(len(indices)))
+        num_noise = self.params.num_importance_samples * self.latent_dim
         for indices in chosen:
             size = len(indices)
             mirrored = torch.rand(size, generator=generator, device=self.device) < 0.5 if mirror else None
-            noise = torch.randn(size, self.latent_dim, generator=generator, device=self.device)
+            noise = torch.randn(size, num_noise, generator=generator, device=self.device)
             parts = []
             for part in self._parts(size):
                 images = next(read)

@@ -14,7 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from facevae.config.schema import TrainParams
 from facevae.device import autocast
-from facevae.model.objective import LOG_SIGMA_FLOOR, kl_nats, predict, reconstruction_term
+from facevae.model.objective import (
+    LOG_SIGMA_FLOOR,
+    importance_weighted_terms,
+    kl_nats,
+    predict,
+    reconstruction_term,
+)
 from facevae.model.vae import VAE
 from facevae.train.averaging import move_average
 from facevae.train.distributed import ALONE, Workers, share_batch_norm
@@ -57,16 +63,23 @@ class Objective(nn.Module):
         self._device = device
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Reconstruction and KL (2,), sums over images (batch, channel, height, width) with noise (batch, latent_dim).
+        """Reconstruction and KL (2,), sums over images (batch, channel, height, width).
 
-        Both are float32, whatever the precision of the network.
+        The noise of all draws of an image is a row of (batch, draws * latent_dim). Both sums are float32, whatever the
+        precision of the network.
         """
         likelihood, log_sigma = self._params.likelihood, self.model.log_sigma
+        draws = noise.unflatten(1, (-1, self.model.params.latent_dim)).transpose(0, 1)  # (draws, batch, latent_dim)
         with autocast(self._params.precision, self._device):
             posterior = self.model.encode(images)
-            prediction = predict(self.model, likelihood, posterior.at(noise))
-        errors = reconstruction_term(likelihood, prediction, images, log_sigma)
-        return torch.stack([errors.sum(), kl_nats(posterior).sum()])
+            latent = posterior.at(draws)
+            prediction = predict(self.model, likelihood, latent.flatten(0, 1))
+        shown = torch.cat([images] * len(draws))  # keeps the memory format
+        errors = reconstruction_term(likelihood, prediction, shown, log_sigma).view(len(draws), -1)
+        if len(draws) == 1:
+            return torch.stack([errors.sum(), kl_nats(posterior).sum()])
+        terms = importance_weighted_terms(errors, latent, posterior)
+        return torch.stack([term.sum() for term in terms])
 
 
 class Optimization:
@@ -114,7 +127,7 @@ class Optimization:
     def take_step(self, parts: Sequence[tuple[Tensor, Tensor]], num_images: int) -> StepReport:
         """Update the weights by a batch of `num_images` images, of which `parts` is this process's share.
 
-        A part is a pair of images (batch, channel, height, width) and noise (batch, latent_dim).
+        A part is a pair of images (batch, channel, height, width) and noise (batch, draws * latent_dim).
         """
         buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch normalisation's running statistics
         for optimizer, _ in self.optimizers:

@@ -105,7 +105,7 @@ SHARP = {  # for 64 x 64
     "sharpen.epochs": 12,
     "sharpen.learning_rate": 0.001,
     "sharpen.discriminator_channels": [32, 64, 128, 256],
-    "sharpen.adversarial_weight": 0.5,
+    "sharpen.adversarial_weight": 0.62,
     "sharpen.feature_weight": 30.0,
     "sharpen.squared_error_weight": 240.0,
 }

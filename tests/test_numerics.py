@@ -16,7 +16,7 @@ import torch
 import yaml
 from conftest import ROOT, clean_environment, failure_of, init_repository, small_params, small_tree
 
-from facevae import cli
+from facevae.commands import project
 from facevae.config import processor
 from facevae.device import platform, set_up_device
 from facevae.errors import UserError
@@ -162,7 +162,7 @@ def test_prepare_and_check_refuse_a_processor_without_the_instructions(
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(small_tree(**PORTABLE)))
     with pytest.raises(UserError, match="'portable' needs"):
-        cli.check(path)
+        project.check(path)
     (tmp_path / "stages").symlink_to(ROOT / "stages")
     monkeypatch.chdir(tmp_path)
     assert failure_of("prepare", capsys).startswith("error: train.numerics: 'portable' needs")

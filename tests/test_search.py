@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT, change_params, commit_all, init_repository, small_params, small_tree
 
-from facevae import cli
+from facevae.commands import project
 from facevae.config.params import load_params
 from facevae.errors import UserError
 from facevae.search import guided, trials
@@ -399,4 +399,4 @@ def test_without_optuna_the_command_says_how_to_install_it(repository: Path, mon
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[search\]'"):
-        cli.search(repository / "tiny.yaml")
+        project.search(repository / "tiny.yaml")

@@ -16,7 +16,7 @@ from facevae.errors import UserError
 from facevae.evaluate.distances import sharpness
 from facevae.model.inference import decode_all, encode_all
 from facevae.model.pixels import to_unit_range
-from facevae.model.vae import VAE, new_model
+from facevae.model.vae import VAE, Posterior, new_model
 from facevae.storage.tables import write_csv
 from facevae.tracking.outputs import epoch_points
 from facevae.train.discriminator import (
@@ -30,7 +30,7 @@ from facevae.train.distributed import Workers
 from facevae.train.epoch import EpochRow
 from facevae.train.loop import Progress, TrainingResult, train
 from facevae.train.phases import train_and_sharpen
-from facevae.train.sharpening import Sharpening
+from facevae.train.sharpening import Sharpening, latents_to_judge, pattern_error
 
 TRAIN, VALIDATION = disc_images(60), disc_images(21, seed=1)
 CPU = torch.device("cpu")
@@ -69,6 +69,12 @@ def take_step(sharpening: Sharpening, images: torch.Tensor = IMAGES) -> bool:
     sharpening.model.train()
     noise = torch.randn(len(images), 3, generator=torch.Generator().manual_seed(0))
     return bool(sharpening.take_step([(images, noise)], len(images)).skipped)
+
+
+def fine(picture: torch.Tensor) -> torch.Tensor:
+    """A picture (channel, height, width) without the mean of each pixel's neighbourhood of 3 x 3, cut at the border."""
+    sums = [functional.conv2d(x, torch.ones(1, 1, 3, 3), padding=1) for x in (picture[:, None], torch.ones(1, 1, 8, 8))]
+    return picture - (sums[0] / sums[1])[:, 0]
 
 
 def state(model: VAE) -> dict[str, torch.Tensor]:
@@ -163,17 +169,22 @@ def test_a_step_follows_the_weighted_losses() -> None:
     twin, rival = copy.deepcopy(model), copy.deepcopy(discriminator)
     sharpening.take_step([(IMAGES, noise)], 8)
     posterior = twin.eval().encode(IMAGES)
-    latent = posterior.mean.detach().clone()
-    latent[1::2] += posterior.log_variance.detach().exp().sqrt()[1::2] * noise[1::2]
-    decoded = twin.decode(latent)
-    real, fake = rival(IMAGES), rival(decoded)
+    mean, deviation = posterior.mean.detach(), posterior.log_variance.detach().exp().sqrt()
+    draws = mean + deviation * noise
+    alternating = torch.stack([mean[::2], draws[1::2]], 1).flatten(0, 1)
+    centre = draws.sum(0) / 8
+    new = [centre + (draws[i] - centre + draws[i + 2] - centre) / 2**0.5 for i in (0, 1)]
+    shown = twin.decode(torch.cat([alternating, torch.stack(new)]))
+    decoded = shown[:8]
+    real, fake = rival(IMAGES), rival(shown)
     (yes, yes_too), (no, no_too) = real.logits, fake.logits  # of the two levels
     hinge = functional.relu(1 - yes).mean() / 2 + functional.relu(1 - yes_too).mean() / 2
     hinge = hinge + functional.relu(1 + no).mean() / 2 + functional.relu(1 + no_too).mean() / 2
     fooling = -no.mean() / 2 - no_too.mean() / 2
-    (seen, seen_too), (shown, shown_too) = real.features, fake.features
-    apart = functional.l1_loss(shown, seen.detach()) / 2 + functional.l1_loss(shown_too, seen_too.detach()) / 2
-    loss = 0.3 * fooling + 2.0 * apart + 120 * functional.mse_loss(decoded, IMAGES)
+    (seen, seen_too), (felt, felt_too) = real.features, fake.features
+    apart = functional.l1_loss(felt[:8], seen.detach()) / 2 + functional.l1_loss(felt_too[:8], seen_too.detach()) / 2
+    pattern = (fine(decoded.sum(0) / 8) - fine(IMAGES.sum(0) / 8)).square().mean()
+    loss = 0.3 * fooling + 2.0 * apart + 120 * (functional.mse_loss(decoded, IMAGES) + 2 * 8 * pattern)
     weights = list(twin.decoder.parameters())
     expected = [*torch.autograd.grad(loss, weights, retain_graph=True)]
     expected += torch.autograd.grad(hinge, list(rival.parameters()))
@@ -182,6 +193,46 @@ def test_a_step_follows_the_weighted_losses() -> None:
     for ours, theirs in zip(found, expected, strict=True):
         assert ours is not None
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_new_pictures_latents_have_the_moments_of_the_aggregate_posterior() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean = 3 + torch.randn(40_000, 2, generator=generator) @ torch.tensor([[1.0, 0.8], [0.0, 0.5]])
+    posterior = Posterior(mean, torch.full_like(mean, math.log(0.3)))
+    latents = latents_to_judge(posterior, torch.randn(mean.shape, generator=generator))
+    assert len(latents) == 50_000
+    expected = torch.tensor([[1.3, 0.8], [0.8, 0.64 + 0.25 + 0.3]])
+    torch.testing.assert_close(latents[40_000:].mean(0), torch.full((2,), 3.0), rtol=0, atol=0.05)
+    torch.testing.assert_close(latents[40_000:].T.cov(), expected, rtol=0, atol=0.05)
+
+
+def test_reconstructions_are_judged_at_means_and_at_draws() -> None:
+    mean, log_variance, noise = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(0))
+    latents = latents_to_judge(Posterior(mean, log_variance), noise)
+    assert torch.equal(latents[:6:2], mean[::2])
+    torch.testing.assert_close(latents[1:6:2], (mean + (log_variance / 2).exp() * noise)[1::2])
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 3])
+def test_few_images_have_no_new_pictures(num_images: int) -> None:
+    latents = latents_to_judge(Posterior(*torch.zeros(2, num_images, 3)), torch.zeros(num_images, 3))
+    assert latents.shape == (num_images, 3)
+
+
+def test_only_what_is_fine_and_shared_is_a_pattern() -> None:
+    """The local average of a checkerboard of 32 x 32 is a ninth of its centre, but at the border."""
+    shared = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1).expand(4, 3, 32, 32)
+    assert float(pattern_error(shared)) == pytest.approx(4 * (8 / 9) ** 2, rel=0.05)
+    own = shared * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None, None]
+    assert float(pattern_error(own)) == pytest.approx(0, abs=1e-6)
+    assert float(pattern_error(torch.arange(32.0).expand(4, 3, 32, 32))) < 0.1
+
+
+@pytest.mark.parametrize("num_images", [1, 4, 64])
+def test_independent_noise_counts_alike_in_all_batches(num_images: int) -> None:
+    """Without the mean of 9 values, of which it is one, noise of variance 1 has a variance of 8/9."""
+    noise = torch.randn(num_images, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert float(pattern_error(noise)) == pytest.approx(8 / 9, rel=0.05)
 
 
 def test_a_step_with_a_nan_gradient_changes_nothing() -> None:
@@ -212,6 +263,19 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     rates = [sharpening.learning_rate(step) for step in (0, 49, 500, 999)]
     expected = [0.2 / 101, 0.2 * 50 / 101 * math.cos(math.pi * 0.0245) ** 2, 0.1, 0.2 * math.sin(math.pi / 2000) ** 2]
     assert rates == pytest.approx(expected)
+
+
+def test_the_discriminator_learns_twice_as_fast() -> None:
+    """The first step of Adam moves each weight by the learning rate, whatever its gradient."""
+    sharpening = sharpening_with()
+    sides = sharpening.model.decoder, sharpening._discriminator
+    before = [[weight.detach().clone() for weight in side.parameters()] for side in sides]
+    take_step(sharpening)
+    decoder, discriminator = (
+        max(float((new.detach() - old).abs().max()) for new, old in zip(side.parameters(), kept, strict=True))
+        for side, kept in zip(sides, before, strict=True)
+    )
+    assert discriminator / decoder == pytest.approx(2, rel=0.01)
 
 
 def test_several_processes_cannot_sharpen() -> None:

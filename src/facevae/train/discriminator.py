@@ -75,7 +75,8 @@ def adversarial_loss(decoded: Verdict) -> Tensor:
 def feature_loss(real: Verdict, decoded: Verdict) -> Tensor:
     """How much the feature maps of decoded images differ from those of their originals, mean over values and levels.
 
-    The reconstruction in the discriminator's features of arXiv 1512.09300, with absolute differences.
+    The reconstruction in the discriminator's features of arXiv 1512.09300, with absolute differences. Decoded images
+    beyond the originals are left out.
     """
     pairs = zip(real.features, decoded.features, strict=True)
-    return torch.stack([(a.detach() - b).abs().mean() for a, b in pairs]).mean()
+    return torch.stack([(a.detach() - b[: len(a)]).abs().mean() for a, b in pairs]).mean()

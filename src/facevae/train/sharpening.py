@@ -5,15 +5,17 @@ discriminator asks for one of them. Latents keep their meaning, because the enco
 """
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from facevae.config.schema import SharpenParams, TrainParams
 from facevae.device import autocast
-from facevae.model.objective import kl_nats, reconstruction_term, squared_error
-from facevae.model.vae import VAE
+from facevae.model.objective import kl_nats, reconstruction_term
+from facevae.model.vae import VAE, Posterior
 from facevae.train.averaging import move_average
 from facevae.train.discriminator import Discriminator, adversarial_loss, discriminator_loss, feature_loss
 from facevae.train.optimizers import Adam
@@ -23,6 +25,8 @@ from facevae.train.step import Objective, StepReport, with_prefix
 BETA1 = 0.5  # of Adam: with the usual 0.9 the two sides swing past each other
 AVERAGE_DECAY = 0.99  # of the decoder's weights, which circle as the discriminator moves
 WARMUP_STEPS = 100
+DISCRIMINATOR_FACTOR = 2  # learning rate of the discriminator, relative to the decoder's
+PATTERN_FACTOR = 2  # weight of `pattern_error`, relative to the squared error's
 
 
 class Sharpening:
@@ -80,8 +84,8 @@ class Sharpening:
         weights = [weight for optimizer in self._optimizers for weight in optimizer.weights]
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         skip = ~torch.isfinite(norm)
-        for optimizer in self._optimizers:
-            optimizer.step(self.learning_rate(self.step), beta1=BETA1, skip=skip)
+        for optimizer, factor in zip(self._optimizers, (1, DISCRIMINATOR_FACTOR), strict=True):
+            optimizer.step(factor * self.learning_rate(self.step), beta1=BETA1, skip=skip)
         for buffer, old in zip(buffers, before, strict=True):
             buffer.copy_(torch.where(skip, old, buffer))
         self.step += 1
@@ -89,32 +93,30 @@ class Sharpening:
         return StepReport(terms, norm, skip)
 
     def _add_gradients(self, images: Tensor, noise: Tensor, share: float) -> Tensor:
-        """Add the gradients of a part, which is a share of the batch, and return its terms.
-
-        Every other image is decoded from the mean of its posterior, as reconstructions are, the others from a draw.
-        """
-        params, weights = self.params, self._sharpening
-        drawn = torch.arange(len(noise), device=self.device)[:, None] % 2
+        """Add the gradients of a part, which is a share of the batch, and return its terms."""
+        params, weights, num_images = self.params, self._sharpening, len(images)
         with autocast(params.precision, self.device):
             with torch.no_grad():
                 posterior = self.model.encode(images)
-            decoded = self.model.decode(posterior.at(noise * drawn))
+            decoded = self.model.decode(latents_to_judge(posterior, noise))
             shown = decoded.detach().requires_grad_()  # where the losses of the two sides part
             real, fake = self._discriminator(images), self._discriminator(shown)
         judging = discriminator_loss(real, fake)
         (share * judging).backward(inputs=self._optimizers[1].weights, retain_graph=True)
         fooling, features = adversarial_loss(fake), feature_loss(real, fake)
-        error = squared_error(shown, images).mean() / images[0].numel()
+        difference = shown[:num_images] - images
+        error = difference.square().mean() + PATTERN_FACTOR * pattern_error(difference)
         loss = weights.adversarial_weight * fooling + weights.feature_weight * features
         (gradient,) = torch.autograd.grad(share * (loss + weights.squared_error_weight * error), shown)
         decoded.backward(gradient)
         with torch.no_grad():
-            nats = reconstruction_term(params.likelihood, decoded, images, self.model.log_sigma).sum()
-            further = torch.stack([judging, fooling, features]) * len(images)
+            reconstructions = decoded[:num_images]
+            nats = reconstruction_term(params.likelihood, reconstructions, images, self.model.log_sigma).sum()
+            further = torch.stack([judging, fooling, features]) * num_images
         return torch.cat([torch.stack([nats, kl_nats(posterior).sum()]), further])
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0: a warm-up, then half a cosine to 0."""
+        """The decoder's learning rate in a step, counted from 0: a warm-up, then half a cosine to 0."""
         num_steps = self._sharpening.epochs * self.steps_per_epoch
         return self._sharpening.learning_rate * warmup(step, WARMUP_STEPS) * half_cosine(step, num_steps)
 
@@ -137,3 +139,27 @@ class Sharpening:
             **{part: module.state_dict() for part, module in modules.items()},
             **{f"optimizer.{index}": kept for index, kept in enumerate(moments)},
         }
+
+
+def latents_to_judge(posterior: Posterior, noise: Tensor) -> Tensor:
+    """One latent for each image, then those of new pictures, a quarter as many, (number, latent_dim).
+
+    Every other image has the mean of its posterior, as reconstructions do, the others a draw. A new picture's latent is
+    the sum of two draws, scaled to the mean and covariance of the aggregate posterior, as a prior's samples are.
+    """
+    draws = posterior.at(noise)
+    drawn = torch.arange(len(draws), device=draws.device)[:, None] % 2 == 1
+    mean = draws.mean(0)
+    first, second = (draws - mean)[: len(draws) // 4 * 2].chunk(2)
+    return torch.cat([torch.where(drawn, draws, posterior.mean), mean + (first + second) / math.sqrt(2)])
+
+
+def pattern_error(difference: Tensor) -> Tensor:
+    """The square of the fine pattern that N differences (N, channel, height, width) share, mean over values, times N.
+
+    The pattern is their mean without its local average. The discriminator, which does not know positions, takes it for
+    texture. Differences that share nothing add only as much as the square of a single one, however many there are.
+    """
+    mean = difference.mean(0)
+    pattern = mean - functional.avg_pool2d(mean, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+    return len(difference) * pattern.square().mean()

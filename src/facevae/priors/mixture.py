@@ -11,7 +11,7 @@ from facevae.priors.normal import aggregate_gaussian, mean_log_prob, standard_no
 
 NUM_COMPONENTS = (2, 4, 8)  # beside one, which needs no fit; 16 lost on every model tried, and cost most
 DRAWS_PER_POSTERIOR = 4  # one leaves the covariances noisy
-MAX_DRAWS = 15_000  # in all, so that the fit takes seconds on any set
+MAX_DRAWS = 20_000  # in all, so that the fit takes seconds on any set
 REGULARIZATION = 0.01  # added to each variance, in units of the aggregate posterior's own
 MAX_ITERATIONS = 40
 TOLERANCE_NATS = 0.001  # a larger one ends on the plateau where two components are still one

@@ -180,6 +180,12 @@ def operations() -> dict[str, Callable[[], Any]]:
         "transposed, channels first": lambda: convolved_back(single(8, 96, 8, 8), single(96, 64, 4, 4)),
         "last transposed convolution": lambda: convolved_back(last(single(8, 64, 16, 16)), last(single(64, 3, 4, 4))),
         "batch normalisation": normalized,
+        "layer normalisation": lambda: with_gradients(
+            lambda x: torch.native_layer_norm(x, x.shape[1:], None, None, 1e-5)[0], single(32, 512)
+        ),
+        "average pooling": lambda: with_gradients(
+            lambda x: functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False), single(3, 64, 64)
+        ),
         "linear layer": lambda: with_gradients(
             functional.linear, single(32, 2048), single(64, 2048, seed=1), single(64)
         ),

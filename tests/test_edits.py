@@ -24,6 +24,7 @@ class Swatches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.anchor = nn.Parameter(torch.zeros(()))
+        self.params = small_params().model
 
     def encode(self, images: Tensor) -> Posterior:
         colour = images.mean((2, 3))

@@ -105,7 +105,7 @@ def test_code_that_matters_changes_the_fingerprint(package: Path, path: str, bef
         ("src/facevae/model/vae.py", '"""', '"""Edited. '),
         ("src/facevae/train/step.py", "self.step = 0", "self.step = 0  # edited"),
         ("src/facevae/figures/charts.py", "DPI", "100"),
-        ("src/facevae/commands/pictures.py", "COLUMNS = 8", "COLUMNS = 9"),
+        ("src/facevae/commands/faces.py", "COLUMNS = 8", "COLUMNS = 9"),
     ],
 )
 def test_wording_and_other_code_keep_the_fingerprint(package: Path, path: str, before: str, after: str) -> None:

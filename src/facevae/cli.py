@@ -5,11 +5,11 @@ from typing import Annotated
 import typer
 
 import facevae
-from facevae.commands import pictures, project
+from facevae.commands import faces, project
 from facevae.errors import reported_errors
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.add_typer(pictures.commands)
+app.add_typer(faces.commands)
 app.add_typer(project.commands)
 
 

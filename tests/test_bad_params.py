@@ -166,15 +166,19 @@ def test_black_and_white_images_are_not_sharpened() -> None:
         small_params(**binary, sharpen__epochs=2)
 
 
-def test_sharpening_takes_one_draw() -> None:
+def test_sharpening_takes_one_draw_of_whole_batches_and_the_encoder_s_latents() -> None:
     small_params(train__num_importance_samples=5)
     with pytest.raises(UserError, match=r"sharpen\.epochs: 2, but.*train\.num_importance_samples 5"):
         small_params(train__num_importance_samples=5, sharpen__epochs=2)
+    with pytest.raises(UserError, match=r"sharpen\.epochs: 2, but.*train\.micro_batch_size 4 splits it"):
+        small_params(train__micro_batch_size=4, sharpen__epochs=2)
+    with pytest.raises(UserError, match=r"sharpen\.epochs: 2, but with model\.refinement_steps 3"):
+        small_params(model__refinement_steps=3, sharpen__epochs=2)
 
 
 def test_latents_of_black_and_white_images_are_not_refined() -> None:
     binary = {"train__likelihood": "bernoulli", "train__binarization": "fixed"}
-    with pytest.raises(UserError, match=r"model\.refinement_steps: 3, but refinement lowers squared errors.*to 0"):
+    with pytest.raises(UserError, match=r"model\.refinement_steps: 3, but refinement needs a squared error.*to 0"):
         small_params(**binary, model__refinement_steps=3)
 
 

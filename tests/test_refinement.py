@@ -63,3 +63,35 @@ def test_latents_that_need_no_refinement_stay() -> None:
     images = model.decode(torch.zeros(2, LATENT)).detach()
     best = Posterior(torch.zeros(2, LATENT), torch.zeros(2, LATENT))
     assert torch.equal(refined(model, images, best, 3).mean, best.mean)  # type: ignore[arg-type]
+
+
+class CurvedDecoder(LinearDecoder):
+    """The pixels turn with the square of the latent, so a step that suits a straight decoder goes too far."""
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return super().decode(torch.sin(3 * latent.square()))
+
+
+def test_no_image_gets_a_less_probable_latent() -> None:
+    model = CurvedDecoder()
+    images = torch.rand(40, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    start = torch.randn(40, LATENT, generator=torch.Generator().manual_seed(3))
+    guess = Posterior(start, torch.full((40, LATENT), -3.0))
+
+    def energy(latent: Tensor) -> Tensor:
+        return (0.5 * (squared_error(model.decode(latent), images) / SIGMA**2 + latent.square().sum(1))).detach()
+
+    energies = [energy(refined(model, images, guess, num_steps).mean) for num_steps in (1, 2, 5)]  # type: ignore[arg-type]
+    for before, after in pairwise([energy(start), *energies]):
+        assert (after <= before).all()
+    assert (energies[-1] == energy(start)).any(), "no step led uphill: the decoder is not curved enough for this test"
+    assert (energies[-1] < energy(start)).any()
+
+
+def test_refinement_works_in_inference_mode() -> None:
+    model, images = LinearDecoder(), torch.rand(5, 1, SIZE, SIZE)
+    zero = torch.zeros(5, LATENT)
+    expected = refined(model, images, Posterior(zero, zero), 2)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        found = refined(model, images.clone(), Posterior(zero.clone(), zero.clone()), 2)  # type: ignore[arg-type]
+    torch.testing.assert_close(found.mean, expected.mean)

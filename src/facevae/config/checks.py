@@ -163,7 +163,19 @@ def _sharpen_problems(params: Params) -> Iterator[str]:
     if params.train.num_importance_samples > 1:
         yield (
             f"sharpen.epochs: {sharpen.epochs}, but sharpening takes one draw of each posterior, not "
-            f"train.num_importance_samples {params.train.num_importance_samples}: set one of them to 0 or 1"
+            f"train.num_importance_samples {params.train.num_importance_samples}: set sharpen.epochs to 0, or the "
+            "number of draws to 1"
+        )
+    if params.train.micro_batch_size is not None:
+        yield (
+            f"sharpen.epochs: {sharpen.epochs}, but sharpening compares the images of a whole batch, and "
+            f"train.micro_batch_size {params.train.micro_batch_size} splits it: set that to null, and lower "
+            "train.batch_size if memory is short"
+        )
+    if params.model.refinement_steps:
+        yield (
+            f"sharpen.epochs: {sharpen.epochs}, but with model.refinement_steps {params.model.refinement_steps} "
+            "latents depend on the decoder, which sharpening changes: set one of them to 0"
         )
     num_levels = len(sharpen.discriminator_channels)
     if 2**num_levels > size:
@@ -176,8 +188,8 @@ def _sharpen_problems(params: Params) -> Iterator[str]:
 def _refinement_problems(params: Params) -> Iterator[str]:
     if params.model.refinement_steps and params.train.likelihood == "bernoulli":
         yield (
-            f"model.refinement_steps: {params.model.refinement_steps}, but refinement lowers squared errors, which "
-            "train.likelihood 'bernoulli' has not: set it to 0"
+            f"model.refinement_steps: {params.model.refinement_steps}, but refinement needs a squared error, and "
+            "train.likelihood is 'bernoulli': set it to 0"
         )
 
 

@@ -16,13 +16,13 @@ PROBE = 0.25  # share of a direction over which the decoder's change is measured
 TINY = torch.finfo(torch.float32).tiny
 
 
-@torch.enable_grad()
 def refined(model: VAE, images: Tensor, posterior: Posterior, num_steps: int) -> Posterior:
     """Move posterior means to more probable latents; variances stay.
 
-    The steps are conjugate gradients (Fletcher and Reeves 1964) on squared error / (2 sigma^2) + |latent|^2 / 2, each
-    as long as suits a decoder that is linear along it. The encoder's variances are the preconditioner. A linear decoder
-    needs `latent_dim` steps.
+    The steps are conjugate gradients (Fletcher and Reeves 1964) on squared error / (2 sigma^2) + |latent|^2 / 2, which
+    is -log p(image, latent) up to a constant, whatever `train.beta` is. The encoder's variances are the preconditioner,
+    and the length of a step is exact for a linear decoder, which needs `latent_dim` steps. Each image keeps the most
+    probable of its latents, since a step may lead uphill where the decoder is far from linear.
 
     Parameters
     ----------
@@ -31,13 +31,25 @@ def refined(model: VAE, images: Tensor, posterior: Posterior, num_steps: int) ->
     images
         Shape (batch, channel, height, width) in [0, 1].
     """
+    with torch.inference_mode(False), torch.enable_grad():
+        images, mean = images.clone(), posterior.mean.detach().clone()
+        variance = posterior.log_variance.detach().clone().exp()
+        return Posterior(_descend(model, images, mean, variance, num_steps), posterior.log_variance)
+
+
+def _descend(model: VAE, images: Tensor, mean: Tensor, variance: Tensor, num_steps: int) -> Tensor:
+    """The latent of lowest energy on the way from `mean`, for each image."""
     precision = torch.exp(-2 * model.log_sigma.detach())
-    variance, mean = posterior.log_variance.exp(), posterior.mean.detach()
     direction, before = torch.zeros_like(mean), torch.full_like(mean[:, :1], math.inf)
-    for _ in range(num_steps):
+    best, lowest = mean, torch.full_like(mean[:, 0], math.inf)
+    for step in range(num_steps + 1):
         mean.requires_grad_()
         reconstruction = model.decode(mean)
         energy = 0.5 * (precision * squared_error(reconstruction, images) + mean.square().sum(1))
+        better = energy.detach() < lowest
+        best, lowest = torch.where(better[:, None], mean.detach(), best), torch.where(better, energy.detach(), lowest)
+        if step == num_steps:
+            break
         (gradient,) = torch.autograd.grad(energy.sum(), mean)
         with torch.no_grad():
             descent = _inner(variance * gradient, gradient)
@@ -46,7 +58,7 @@ def refined(model: VAE, images: Tensor, posterior: Posterior, num_steps: int) ->
             curvature = precision * _inner(change, change) + _inner(direction, direction)
             mean = mean - _inner(direction, gradient) / curvature.clamp(min=TINY) * direction
             before = descent.clamp(min=TINY)
-    return Posterior(mean, posterior.log_variance)
+    return best
 
 
 def _inner(first: Tensor, second: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from facevae.priors.copies import copied_share
+from facevae.priors.copies import copied_share, draws_new
 from facevae.priors.normal import Prior, mean_log_prob
 
 NEAR = 1.5  # times the lowest distance: one set of samples does not tell such priors apart
@@ -45,7 +45,7 @@ def compare_priors(
     temperature: float,
     seed: int,
 ) -> dict[str, PriorScores]:
-    """Score priors by name.
+    """Score priors by name. Those that copy are not compared further.
 
     Parameters
     ----------
@@ -59,7 +59,9 @@ def compare_priors(
     sets = {name: _sets(prior, num_samples, temperature, seed) for name, prior in priors.items()}
     first = {name: next(latents) for name, latents in sets.items()}
     distances = {name: distance(latent) for name, latent in first.items()}
-    near = [name for name, value in distances.items() if value <= NEAR * min(distances.values())]
+    copied = {name: copied_share(latent, heldout, train) for name, latent in first.items()}
+    new = [name for name in priors if draws_new(name, copied[name])]
+    near = [name for name in new if distances[name] <= NEAR * min(distances[other] for other in new)]
     if len(near) > 1:
         for name in near:
             further = [distance(latent) for latent in islice(sets[name], NUM_SETS - 1)]
@@ -68,7 +70,7 @@ def compare_priors(
         name: PriorScores(
             heldout_nats=mean_log_prob(prior, heldout),
             validation_frechet_distance=distances[name],
-            copied_share=copied_share(first[name], heldout, train),
+            copied_share=copied[name],
         )
         for name, prior in priors.items()
     }

@@ -24,6 +24,11 @@ def copied_share(samples: Tensor, heldout: Tensor, train: Tensor) -> float:
     return float((_nearest(samples[:MAX_QUERIES], train) < limit).double().mean())
 
 
+def draws_new(name: str, share: float) -> bool:
+    """Whether the prior of this name, with this share of copies, draws new latents. N(0, I) has seen no image."""
+    return name == "normal" or share <= LARGEST_SHARE
+
+
 def _nearest(queries: Tensor, references: Tensor) -> Tensor:
     """Distance of each query to the nearest reference, (N,) float64."""
     nearest = torch.full((len(queries),), torch.inf, dtype=torch.float64)

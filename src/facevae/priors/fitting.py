@@ -17,7 +17,7 @@ from torch import Tensor
 from facevae.errors import UserError
 from facevae.model.vae import Posterior
 from facevae.priors.comparison import PriorScores, compare_priors
-from facevae.priors.copies import LARGEST_SHARE
+from facevae.priors.copies import draws_new
 from facevae.priors.flow_fitting import fit_flow_matching
 from facevae.priors.flow_matching import FlowMatching
 from facevae.priors.mixture import Mixture, fit_mixture
@@ -48,7 +48,7 @@ class FittedPriors:
         own = {
             name: scores.validation_frechet_distance
             for name, scores in self.scores.items()
-            if name == "normal" or scores.copied_share <= LARGEST_SHARE  # N(0, I) has seen no image
+            if draws_new(name, scores.copied_share)
         }
         return min(own, key=own.__getitem__)
 

@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
         "train__horizontal_flip": True,
         "train__clip_gradient_norm": 100.0,
         "train__micro_batch_size": 5,
+        "train__num_importance_samples": 2,
         "model__normalization": "group",
     },
     "muon": {**SLOW, **MUON, "train__clip_gradient_norm": 100.0, "model__normalization": "group"},

@@ -16,7 +16,7 @@ from facevae.data.preparation import prepare
 from facevae.data.prepared import PreparedSet
 from facevae.data.sources.folder import open_folder
 from facevae.errors import UserError
-from facevae.evaluate import evaluation as evaluation_module
+from facevae.evaluate import measurements as measurements_module
 from facevae.evaluate.distances import sharpness
 from facevae.evaluate.edits import CHANGE_COLUMNS, COLUMNS, RANDOM, EditStudy
 from facevae.evaluate.evaluation import Evaluation, evaluate
@@ -111,7 +111,7 @@ def test_nothing_is_fitted_to_the_held_out_images(prepared: PreparedSet, monkeyp
         errors.append(squared_error)
         return calibrated_log_sigma(squared_error, num_values)
 
-    monkeypatch.setattr(evaluation_module, "calibrated_log_sigma", record)
+    monkeypatch.setattr(measurements_module, "calibrated_log_sigma", record)
     first = measured(prepared)
     path = prepared.folder / "test.npy"
     np.save(path, 255 - np.load(path))
@@ -139,7 +139,7 @@ def test_validation_images_choose_method_and_strength(prepared: PreparedSet, mon
         keys = pd.DataFrame(rows)[["attribute", "method", "strength"]]
         return EditStudy(pd.DataFrame(rows), keys.assign(judged="Odd", change=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
 
-    monkeypatch.setattr(evaluation_module, "study_edits", study)
+    monkeypatch.setattr(measurements_module, "study_edits", study)
     evaluation = measured(prepared)
     assert evaluation.directions.best == "joint"
     assert evaluation.metrics["edit_success"] == len("joint") + 2
@@ -203,7 +203,7 @@ def test_classifier_that_cannot_judge_is_warned_of(
 
 def test_no_edit_metrics_if_no_edit_can_be_judged(prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = EditStudy(pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=CHANGE_COLUMNS))
-    monkeypatch.setattr(evaluation_module, "study_edits", lambda *_, **__: nothing)
+    monkeypatch.setattr(measurements_module, "study_edits", lambda *_, **__: nothing)
     evaluation = measured(prepared)
     assert not [name for name in evaluation.metrics if name.startswith("edit")]
     assert len(evaluation.tables["edits.csv"]) == len(evaluation.tables["leakage.csv"]) == 0

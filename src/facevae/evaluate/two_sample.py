@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from facevae.concurrency import seeded
 from facevae.evaluate.judge import Classifier
 from facevae.evaluate.judge_training import one_cycle
 from facevae.model.inference import decode_all
@@ -55,18 +56,18 @@ def two_sample_accuracy(train: Pairs, heldout: Pairs, device: torch.device, *, s
         Determines the initial weights and the pairs of each step.
     """
     real, decoded = train
-    torch.manual_seed(seed)
-    classifier = Classifier(real.shape[1], real.shape[3], ("real",)).to(device).train()
-    optimizer = Adam(classifier.parameters())
-    batch_size = min(BATCH_SIZE, len(real))
-    generator = np.random.default_rng(seed)
-    for learning_rate, beta1 in one_cycle(LEARNING_RATE, NUM_STEPS):
-        chosen = generator.choice(len(real), batch_size, replace=False)
-        logits = _logits(classifier, real[chosen], decoded[chosen], device)
-        optimizer.zero_grad()
-        functional.softplus(-logits).mean().backward()
-        optimizer.step(learning_rate, beta1=beta1)
-    return _accuracy(classifier.eval(), heldout, device)
+    with seeded(seed):
+        classifier = Classifier(real.shape[1], real.shape[3], ("real",)).to(device).train()
+        optimizer = Adam(classifier.parameters())
+        batch_size = min(BATCH_SIZE, len(real))
+        generator = np.random.default_rng(seed)
+        for learning_rate, beta1 in one_cycle(LEARNING_RATE, NUM_STEPS):
+            chosen = generator.choice(len(real), batch_size, replace=False)
+            logits = _logits(classifier, real[chosen], decoded[chosen], device)
+            optimizer.zero_grad()
+            functional.softplus(-logits).mean().backward()
+            optimizer.step(learning_rate, beta1=beta1)
+        return _accuracy(classifier.eval(), heldout, device)
 
 
 @torch.no_grad()

@@ -4,16 +4,16 @@ A calibrated likelihood leaves the aggregate posterior q(z), the mean of q(z|x) 
 that the objective assumes: what is drawn from N(0, I) then decodes to ghosts.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from facevae.concurrency import seeded, side_by_side
 from facevae.errors import UserError
 from facevae.model.vae import Posterior
 from facevae.priors.comparison import PriorScores, compare_priors
@@ -94,36 +94,17 @@ def fit_priors(
     """
     heldout = validation.sample(torch.Generator().manual_seed(seed))
     normal = StandardNormal(heldout.shape[1])
-    with _one_thread(), ThreadPoolExecutor(1) as pool:
-        fitting = pool.submit(_fit_mixture, train, heldout, seed)
-        flow = fit_flow_matching(train, heldout, labels, attributes, seed=seed)
-        mixture = fitting.result()
+    import sklearn.mixture  # noqa: F401 - brings thread pools of its own: those loaded later are not limited
+
+    flow, mixture = side_by_side(
+        partial(fit_flow_matching, train, heldout, labels, attributes, seed=seed),
+        partial(fit_mixture, train, heldout, seed=seed),
+    )
     priors: dict[str, Prior] = {"normal": normal, "mixture": mixture, "flow": flow}
     scores = compare_priors(
         priors, train.mean, heldout, distance, num_samples=num_samples, temperature=temperature, seed=seed
     )
     return FittedPriors(normal, mixture, flow, scores)
-
-
-def _fit_mixture(train: Posterior, heldout: Tensor, seed: int) -> Mixture:
-    """Fit the mixture beside the flow: each needs one thread, and a limit holds in the thread that sets it."""
-    with _one_thread():
-        return fit_mixture(train, heldout, seed=seed)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """k-means adds up in whatever order its threads end, and on tensors so small threads cost more than they bring."""
-    import sklearn.mixture  # noqa: F401 - brings thread pools of its own: those loaded later are not limited
-    from threadpoolctl import threadpool_limits
-
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def save_priors(path: Path, fitted: FittedPriors, *, fingerprint: str) -> None:
@@ -150,7 +131,7 @@ def load_priors(path: Path, *, fingerprint: str) -> FittedPriors:
         raise UserError(f"{path} holds no priors of this version of facevae: make it anew by `dvc repro evaluate`")
     num_components, latent_dim, _ = factors
     parts = [torch.empty(num_components, *[latent_dim] * rank, dtype=torch.float64) for rank in range(3)]
-    with torch.random.fork_rng(devices=[]):
+    with seeded(0):
         velocity = Velocity(latent_dim, len(header.attributes))  # draws weights that are replaced at once
     examples = torch.empty(1, len(header.attributes), dtype=torch.int8).expand(labels[0], -1)
     sketch = FlowMatching(velocity, parts[1][0], parts[2][0], header.attributes, examples)

@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from facevae.concurrency import seeded
 from facevae.model.vae import Posterior
 from facevae.priors.flow_matching import FlowMatching
 from facevae.priors.normal import aggregate_gaussian, whiten
@@ -50,8 +51,7 @@ def fit_flow_matching(
     mean, factor = aggregate_gaussian(train)
     examples = _Examples(train, labels, mean, factor)
     check = examples.heldout(whiten(heldout, mean, factor).float(), generator)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         velocity = Velocity(len(mean), len(attributes))
     average = copy.deepcopy(velocity).requires_grad_(False).eval()
     # To orthogonalise the square weight would take four fifths of a step, and samples are as good without

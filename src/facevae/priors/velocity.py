@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-WIDTH = 512
-CONDITION_WIDTH = 64
+WIDTH = 384
+CONDITION_WIDTH = 32
 NUM_FREQUENCIES = 16
 EPSILON = 1e-5  # of the layer normalisations
 

@@ -31,6 +31,15 @@ def test_each_task_has_one_thread_and_the_caller_gets_its_own_back() -> None:
     assert num_threads() == before
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_tasks_may_have_more_threads_than_those_that_they_start() -> None:
+    def nested() -> tuple[int, tuple[int, int], int]:
+        own = torch.get_num_threads()
+        return own, side_by_side(torch.get_num_threads, torch.get_num_threads), torch.get_num_threads()
+
+    assert side_by_side(nested, nested, num_threads=2) == ((2, (1, 1), 2), (2, (1, 1), 2))
+
+
 def test_the_tasks_run_at_the_same_time() -> None:
     both_are_there = threading.Barrier(2, timeout=60)
     assert sorted(side_by_side(both_are_there.wait, both_are_there.wait)) == [0, 1]

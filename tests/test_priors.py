@@ -230,9 +230,8 @@ def test_labels_choose_where_the_flow_draws() -> None:
     assert float((flow.sample(200, generator())[:, 0] > 0).float().mean()) == pytest.approx(0.5, abs=0.15)
 
 
-def test_the_flow_draws_with_the_labels_of_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flow_draws_with_the_labels_of_training_images() -> None:
     """Three of four images are of the right cluster, so three of four draws are."""
-    monkeypatch.setattr(flow_fitting, "MAX_EPOCHS", 600)
     train = clusters(400, 0)
     images = torch.arange(400)[(torch.arange(400) % 2 == 1) | (torch.arange(400) % 6 == 0)]
     some = Posterior(train.mean[images], train.log_variance[images])
@@ -240,7 +239,7 @@ def test_the_flow_draws_with_the_labels_of_training_images(monkeypatch: pytest.M
     assert sorted(flow.examples.flatten().tolist()) == [-1] * 67 + [1] * 200
     assert float((flow.sample(400, generator())[:, 0] > 0).float().mean()) == pytest.approx(0.75, abs=0.07)
     left = dataclasses.replace(flow, examples=-torch.ones(1, 1, dtype=torch.int8))
-    assert float((left.sample(200, generator())[:, 0] < 0).float().mean()) > 0.8
+    assert float((left.sample(200, generator())[:, 0] < 0).float().mean()) > 0.95
 
 
 def test_attributes_that_the_flow_does_not_know_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Two computations at the same time, each on one core, and the random generators that they share."""
+"""Two computations at the same time, and the random generators that they share."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,30 +14,39 @@ Second = TypeVar("Second")
 _GLOBAL_GENERATORS = Lock()
 
 
-def side_by_side(first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
-    """The results of two tasks that run at the same time, with one thread each for all arithmetic.
+def side_by_side(
+    first: Callable[[], First], second: Callable[[], Second], *, num_threads: int = 1
+) -> tuple[First, Second]:
+    """The results of two tasks that run at the same time.
 
-    This suits small tensors, for which more threads cost more than they bring, and sums that would otherwise depend on
-    the order in which threads end. Either task may call this function again. Neither may draw from the global random
-    generators, except within `seeded`.
+    Either task may call this function again. Neither may draw from the global random generators, except within
+    `seeded`.
+
+    Parameters
+    ----------
+    first, second
+        The tasks. The calling thread runs the first.
+    num_threads
+        Threads of each task for PyTorch and OpenMP; BLAS has one. A single thread suits small tensors, for which more
+        would cost more than they bring, and sums that would otherwise depend on the order in which threads end.
     """
     from threadpoolctl import threadpool_limits
 
-    num_threads = torch.get_num_threads()
+    before = torch.get_num_threads()
     try:
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as pool:
-            other = pool.submit(_with_one_thread, second)
-            return _with_one_thread(first), other.result()
+            other = pool.submit(_with_threads, num_threads, second)
+            return _with_threads(num_threads, first), other.result()
     finally:
-        torch.set_num_threads(num_threads)
+        torch.set_num_threads(before)
 
 
-def _with_one_thread(task: Callable[[], First]) -> First:
-    """The result of a task, for which the calling thread starts no others."""
+def _with_threads(num_threads: int, task: Callable[[], First]) -> First:
+    """The result of a task, for which the calling thread uses so many threads."""
     from threadpoolctl import threadpool_limits
 
-    torch.set_num_threads(1)
-    with threadpool_limits(1, user_api="openmp"):  # unlike that of BLAS, it holds in the calling thread alone
+    torch.set_num_threads(num_threads)
+    with threadpool_limits(num_threads, user_api="openmp"):  # unlike that of BLAS, it holds in the calling thread alone
         return task()
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
+import torch
 
 from facevae.concurrency import side_by_side
 from facevae.config.checks import require_known
@@ -74,9 +75,10 @@ def evaluate(
         tried = edits if held_out is validation else measured.edits(validation, directions)
         return tried, edits, measured.two_sample_accuracy()
 
-    priors, (tried, edits, accuracy) = side_by_side(measured.fit_priors, measure_without_priors)
+    half = max(1, torch.get_num_threads() // 2)
+    priors, (tried, edits, accuracy) = side_by_side(measured.fit_priors, measure_without_priors, num_threads=half)
     (bounds, bound_tables), (samples, sample_tables) = side_by_side(
-        partial(measured.likelihood, priors), partial(measured.samples, priors)
+        partial(measured.likelihood, priors), partial(measured.samples, priors), num_threads=half
     )
     best_method = tried.best_method()
     strengths = tried.best_strengths(best_method)

@@ -26,7 +26,7 @@ from facevae.model.vae import VAE, Posterior
 from facevae.priors.fitting import FittedPriors
 from facevae.storage.tables import require_finite
 
-MAX_CALIBRATION_IMAGES = 2000  # training images that determine the calibrated sigma
+MAX_CALIBRATION_IMAGES = 1000  # training images that determine the calibrated sigma
 LOWEST_SKILL = 0.5  # recall and specificity that the classifier needs to judge an attribute's edits
 
 logger = logging.getLogger(__name__)

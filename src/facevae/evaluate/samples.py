@@ -13,7 +13,7 @@ from facevae.data.prepared import varied_attributes
 from facevae.evaluate.distances import frechet_distance, kernel_distance, nearest_images, sharpness_ratio
 from facevae.evaluate.inception import Inception
 from facevae.evaluate.judge import Classifier, judge
-from facevae.evaluate.sliced_wasserstein import sliced_wasserstein_distance
+from facevae.evaluate.sliced_wasserstein import project_patches
 from facevae.model.inference import decode_all
 from facevae.model.pixels import batches_of, to_unit_range
 from facevae.model.vae import VAE, Posterior
@@ -112,6 +112,7 @@ class Samplers:
         sets["reconstructions"] = self._decode(self.posteriors.mean[:count])
         sets["training images"] = np.array(train_images[:count])
         real_features = self.features[:count]
+        real_patches = project_patches(real, seed=self.seed)
         inception = self._inception()
         real_inception_features = inception.features(real) if inception else None
         rows = {}
@@ -121,7 +122,7 @@ class Samplers:
                 **self._scores(name),
                 "frechet_distance": frechet_distance(features, real_features),
                 "kernel_distance": kernel_distance(features, real_features),
-                "sliced_wasserstein_distance": sliced_wasserstein_distance(real, pictures, seed=self.seed).mean,
+                "sliced_wasserstein_distance": real_patches.distance(project_patches(pictures, seed=self.seed)).mean,
                 "sharpness_ratio": sharpness_ratio(pictures, real),
             }
             if inception and real_inception_features is not None:

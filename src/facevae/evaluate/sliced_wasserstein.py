@@ -30,38 +30,55 @@ class SlicedWasserstein:
         return sum(self.levels.values()) / len(self.levels)
 
 
-def sliced_wasserstein_distance(
-    images: NDArray[np.uint8], samples: NDArray[np.uint8], *, seed: int
-) -> SlicedWasserstein:
-    """Compare the 7 x 7 patches of two sets of square images (N, height, width, channels), scale by scale.
+@dataclass(frozen=True)
+class ProjectedPatches:
+    """Patches of a set of images, projected on random directions: all that the distance needs of the set.
+
+    `image_shape` is (height, width, channels). `levels` has, for each level's size in pixels, the sorted projections
+    (NUM_DIRECTIONS, NUM_PATCHES).
+    """
+
+    image_shape: tuple[int, ...]
+    levels: dict[int, NDArray[np.float32]]
+
+    def distance(self, other: "ProjectedPatches") -> SlicedWasserstein:
+        """The distance to another set of images, projected with the same seed.
+
+        Raises
+        ------
+        ValueError
+            The two sets differ in image size or channels.
+        """
+        if self.image_shape != other.image_shape:
+            raise ValueError(f"images are {self.image_shape}, samples {other.image_shape}: the shapes must be equal")
+        return SlicedWasserstein(
+            {size: 1000 * sorted_distance(values, other.levels[size]) for size, values in self.levels.items()}
+        )
+
+
+def project_patches(images: NDArray[np.uint8], *, seed: int) -> ProjectedPatches:
+    """Project the 7 x 7 patches of square images (N, height, width, channels), scale by scale.
 
     Karras et al. 2018, arXiv 1710.10196, section 5. The scales are the levels of a Laplacian pyramid down to 16 pixels;
-    a smaller image is its own only level. Each set's patches are normalised by the mean and deviation of each channel
-    in that set, so brightness and contrast do not count. Both sets give the same number of patches, from the same
-    places, projected on the same directions: the distance of a set to itself is 0. Two sets of real images have a
-    positive distance, larger for smaller sets, so compare only distances between sets of the same sizes.
-
-    Raises
-    ------
-    ValueError
-        The two sets differ in image size or channels.
+    a smaller image is its own only level. A set's patches are normalised by the mean and deviation of each channel in
+    that set, so brightness and contrast do not count. Every set of one image size gives the same number of patches,
+    from the same places, projected on the same directions: the distance of a set to itself is 0. Two sets of real
+    images have a positive distance, larger for smaller sets, so compare only distances between sets of the same sizes.
     """
-    if images.shape[1:] != samples.shape[1:]:
-        raise ValueError(f"images are {images.shape[1:]}, samples {samples.shape[1:]}: the shapes must be equal")
     generator = np.random.default_rng(seed)
     sizes = _level_sizes(images.shape[1])
     corners = [generator.integers(0, size - PATCH_SIZE + 1, (NUM_PATCHES, 2)) for size in sizes]
     levels = {}
-    for size, real, drawn in zip(sizes, _patches(images, corners), _patches(samples, corners), strict=True):
-        directions = generator.standard_normal((NUM_DIRECTIONS, real.shape[1]), dtype=np.float32)
+    for size, patches in zip(sizes, _patches(images, corners), strict=True):
+        directions = generator.standard_normal((NUM_DIRECTIONS, patches.shape[1]), dtype=np.float32)
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        levels[size] = 1000 * sorted_distance(directions @ real.T, directions @ drawn.T)
-    return SlicedWasserstein(levels)
+        levels[size] = np.sort(directions @ patches.T)
+    return ProjectedPatches(images.shape[1:], levels)
 
 
 def sorted_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Wasserstein-1 distance between two sets of values on a line, mean over rows, both (num_rows, num_values)."""
-    return float(np.abs(np.sort(a) - np.sort(b)).mean(dtype=np.float64))
+    """Wasserstein-1 distance between two sets of sorted values, mean over rows, both (num_rows, num_values)."""
+    return float(np.abs(a - b).mean(dtype=np.float64))
 
 
 def laplacian_pyramid(images: Tensor, num_levels: int) -> list[Tensor]:

@@ -19,7 +19,7 @@ from facevae.priors.velocity import Velocity
 NUM_STEPS = 25  # of Heun's method, from noise to a latent
 NUM_DENSITY_STEPS = 12  # of the classical Runge-Kutta method, from a latent to noise; 0.01 nats or less of mean error
 BATCH_SIZE = 2000  # latents whose density is computed at a time
-GUIDANCE = 4.0  # of attributes that are asked for
+GUIDANCE = 3.25  # of attributes that are asked for
 
 
 @dataclass(frozen=True)

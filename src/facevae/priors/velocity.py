@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 WIDTH = 384
-CONDITION_WIDTH = 32
+CONDITION_WIDTH = 64
 NUM_FREQUENCIES = 16
 EPSILON = 1e-5  # of the layer normalisations
 

@@ -43,7 +43,7 @@ from facevae.model.inference import decode_all, encode_all
 from facevae.model.vae import VAE, Posterior, bounded_log_variance, new_model
 from facevae.storage.tables import write_csv, write_json
 from facevae.storage.tensors import read_tensors, write_tensors
-from facevae.train.loop import Progress, train
+from facevae.train.loop import Progress, Setup, train
 from facevae.train.phases import sharpen
 
 IMAGE_SIZE = 64
@@ -399,7 +399,7 @@ def sharpen_one(
     one_epoch = params.train.model_copy(update={"epochs": 1})  # as `start` has one row
     model = new_model(params.model, params.data.image_size, 3, seed=seed)
     device = set_up_device(params.train)
-    result = sharpen(model, *images, one_epoch, params.sharpen, device, seed=seed, start=start)
+    result = sharpen(model, Setup(*images, one_epoch, device, seed=seed), params.sharpen, start=start)
     sharpened = Trained(
         params=determining(params),
         hardware=hardware(),
@@ -422,7 +422,8 @@ def train_one(target: Path, name: str, params: Params, prepared: PreparedSet, bu
     train_params = params.train.model_copy(update={"epochs": epochs, "kl_warmup_epochs": warmup})
     start = time.monotonic()
     split = train_images[order], prepared.images("validation")
-    result = train(fresh_model(name, params, seed), *split, train_params, set_up_device(train_params), seed=seed)
+    setup = Setup(*split, train_params, set_up_device(train_params), seed=seed)
+    result = train(fresh_model(name, params, seed), setup)
     trained = Trained(
         params=determining(params),
         hardware=hardware(),
@@ -551,7 +552,7 @@ def images_per_second(fresh: Callable[[], VAE], images: NDArray[np.uint8], param
     rates = []
     for _ in range(NUM_PROBES):
         start = time.monotonic()
-        train(fresh(), images[:PROBED_IMAGES], images[:2], some, set_up_device(some), seed=0)
+        train(fresh(), Setup(images[:PROBED_IMAGES], images[:2], some, set_up_device(some), seed=0))
         rates.append(PROBED_IMAGES / (time.monotonic() - start))
     return max(rates)
 

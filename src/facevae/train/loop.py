@@ -41,7 +41,7 @@ class Setup:
     seed
         Determines the order of the images, mirroring, noise and dropout of each epoch.
     workers
-        The processes that train together, all with the same setup.
+        The processes that train together.
     draw
         Whether the first process draws previews of each epoch.
     """
@@ -113,7 +113,7 @@ def train(
     model
         The model with its initial weights. It is trained in place.
     setup
-        The same in every process that trains.
+        The same in all processes that train together, except for their rank.
     start
         Where a training with the same setup stopped. It continues to the same result. None: start anew. With several
         processes, the first one's counts.

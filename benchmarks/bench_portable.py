@@ -83,7 +83,7 @@ def _work_of(stage: str, params: Params, device: torch.device, folder: Path) -> 
     if stage == "train":
         model = vae.new_model(params.model, prepared.manifest.image_size, prepared.manifest.channels, seed=seed)
         validation = prepared.images("validation")
-        return lambda: loop.train(model, images, validation, params.train, device, seed=seed)
+        return lambda: loop.train(model, loop.Setup(images, validation, params.train, device, seed=seed))
     if stage == "classifier":
         given = params.classifier, params.train.precision, device
         return lambda: train_classifier(images, prepared.attributes("train"), *given, horizontal_flip=flip, seed=seed)

@@ -23,7 +23,7 @@ from facevae.data.prepared import ArrayWriter
 from facevae.device import set_up_device
 from facevae.model.vae import new_model
 from facevae.train.distributed import joined_workers
-from facevae.train.loop import Progress, train
+from facevae.train.loop import Progress, Setup, train
 
 IMAGE_SIZE = 64
 NUM_IMAGES = 2048
@@ -77,7 +77,8 @@ def main() -> None:
     device = set_up_device(params.train)
     with joined_workers(device, "benchmark") as workers:
         model = new_model(params.model, IMAGE_SIZE, 3, seed=0)
-        result = train(model, images, images[:200], params.train, device, seed=0, on_epoch=[note], workers=workers)
+        setup = Setup(images, images[:200], params.train, device, seed=0, workers=workers)
+        result = train(model, setup, on_epoch=[note])
         if workers.leads:
             losses = result.history["train_loss"].tolist()
             found = {"images_per_second": len(images) / (ends[1] - ends[0]), "losses": losses}

@@ -32,7 +32,7 @@ from facevae.data.image_file import fit_image, read_image
 from facevae.device import memory_format, set_up_device, uses_bfloat16
 from facevae.model.pixels import to_unit_range
 from facevae.model.vae import feature_shape, largest_map_bytes, new_model
-from facevae.train.loop import Progress, train
+from facevae.train.loop import Progress, Setup, train
 from facevae.train.step import Objective, Optimization
 
 IMAGE_SIZE = 64
@@ -116,7 +116,8 @@ class Contenders:
                 torch.set_deterministic_debug_mode("default")
 
         model = new_model(self.params.model, IMAGE_SIZE, 3, seed=0)
-        train(model, self.images, self.images[:2], params, set_up_device(params), seed=0, on_epoch=[note])
+        setup = Setup(self.images, self.images[:2], params, set_up_device(params), seed=0)
+        train(model, setup, on_epoch=[note])
         return len(self.images) / (ends[1] - ends[0])
 
     def original(self) -> float:
@@ -268,7 +269,8 @@ class Contenders:
             start = time.perf_counter()
 
         trained = new_model(self.params.model, IMAGE_SIZE, 3, seed=0)
-        train(trained, self.images, self.images[:2], params, set_up_device(params), seed=0, on_epoch=[take_turns])
+        setup = Setup(self.images, self.images[:2], params, set_up_device(params), seed=0)
+        train(trained, setup, on_epoch=[take_turns])
         return float(np.median(seconds["step"][1:])), float(np.median(seconds["arithmetic"][1:]))
 
     def _tensor(self) -> Tensor:

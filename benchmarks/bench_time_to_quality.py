@@ -24,7 +24,7 @@ from facevae.data.image_file import fit_image, read_image
 from facevae.device import set_up_device
 from facevae.model.pixels import to_unit_range
 from facevae.model.vae import new_model
-from facevae.train.loop import train
+from facevae.train.loop import Setup, train
 
 SECONDS = 600.0
 NUM_TRAIN, NUM_VALIDATION = 6500, 500
@@ -59,7 +59,7 @@ def measure(images: Path, root: Path) -> list[Row]:
         seen = pixels[np.resize(np.arange(NUM_TRAIN), length // epochs)]  # an epoch may have some images twice
         device = set_up_device(own)
         start = time.perf_counter()
-        result = train(new_model(params.model, IMAGE_SIZE, 3, seed=0), seen, validation, own, device, seed=0)
+        result = train(new_model(params.model, IMAGE_SIZE, 3, seed=0), Setup(seen, validation, own, device, seed=0))
         seconds = time.perf_counter() - start
         quality = float(result.history["validation_loss"].min())
         print(f"  ours saw {length} images in {seconds:.1f} s and reached {quality:.1f}", flush=True)

@@ -20,7 +20,7 @@ from facevae.config.params import parse_params
 from facevae.config.schema import Params
 from facevae.device import set_up_device, uses_bfloat16
 from facevae.model.vae import VAE, new_model
-from facevae.train.loop import Progress, train
+from facevae.train.loop import Progress, Setup, train
 from facevae.train.step import Optimization
 
 PRESETS = ("presets/celeba.yaml", "presets/celeba-best.yaml", "params.yaml")
@@ -99,7 +99,8 @@ def images_per_second(params: Params, num_steps: int) -> tuple[float, float]:
             torch.set_deterministic_debug_mode("default")
 
     model = new_model(params.model, size, channels, seed=0)
-    train(model, images, images[:2], params.train, set_up_device(params.train), seed=0, on_epoch=[note])
+    setup = Setup(images, images[:2], params.train, set_up_device(params.train), seed=0)
+    train(model, setup, on_epoch=[note])
     seconds = np.diff(ends).tolist()
     return num_images / statistics.median(seconds[:NUM_REPEATS]), num_images / statistics.median(seconds[-NUM_REPEATS:])
 

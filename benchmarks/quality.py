@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from facevae.model.inference import decode_all, encode_all
 from facevae.model.vae import VAE, Posterior, bounded_log_variance, new_model
 from facevae.storage.tables import write_csv, write_json
 from facevae.storage.tensors import read_tensors, write_tensors
-from facevae.train.loop import Progress, train
+from facevae.train.loop import Progress, Setup, train
 from facevae.train.phases import sharpen
 
 IMAGE_SIZE = 64
@@ -201,14 +201,19 @@ ALL = (
 
 @dataclass(frozen=True)
 class Budget:
-    """Length of a training: so many minutes, or until it has seen `num_images` if given."""
+    """Length of a training: so many minutes, or until it has seen `num_images` if given.
+
+    The sharpening that follows, if any, takes `sharpen_epochs` if given, else as many as the contender has.
+    """
 
     minutes: float
     num_images: int | None
+    sharpen_epochs: int | None
 
     @property
     def name(self) -> str:
-        return f"{self.num_images}-images" if self.num_images else f"{self.minutes:g}-minutes"
+        training = f"{self.num_images}-images" if self.num_images else f"{self.minutes:g}-minutes"
+        return training if self.sharpen_epochs is None else f"{training}-{self.sharpen_epochs}-epochs"
 
 
 class Trained(BaseModel):
@@ -286,13 +291,15 @@ def main() -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=10.0, help="minutes of training for each; default: 10")
     length.add_argument("--num-images", type=int, help="instead, the number of images that each training sees")
+    parser.add_argument("--sharpen-epochs", type=int, help="epochs of sharpening, instead of the contender's")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     with reported_errors():
         for seed in arguments.seeds:
             for name in arguments.only:
-                params = params_of(ALL[name], arguments.num_threads)
-                budget = Budget(arguments.minutes, arguments.num_images)
+                sharpen_epochs = arguments.sharpen_epochs if ALL[name].sharpens else None
+                params = params_of(ALL[name], arguments.num_threads, sharpen_epochs)
+                budget = Budget(arguments.minutes, arguments.num_images, sharpen_epochs)
                 run(arguments.images, arguments.work, name, params, budget, seed)
         compared = table()
         write_csv(RESULTS / "quality.csv", compared)
@@ -359,7 +366,8 @@ def trained_weights(
     weights = folder / f"{budget.name}-{name}-{seed}.safetensors"
     if not weights.exists() and (plain := ALL[name].sharpens):
         plain_params = params_of(ALL[plain], params.train.num_threads)
-        start = trained_weights(folder, plain, plain_params, prepared, budget, seed)
+        training = replace(budget, sharpen_epochs=None)
+        start = trained_weights(folder, plain, plain_params, prepared, training, seed)
         sharpen_one(weights, *start, params, prepared, seed)
     elif not weights.exists():
         train_one(weights, name, params, prepared, budget, seed)
@@ -391,7 +399,7 @@ def sharpen_one(
     one_epoch = params.train.model_copy(update={"epochs": 1})  # as `start` has one row
     model = new_model(params.model, params.data.image_size, 3, seed=seed)
     device = set_up_device(params.train)
-    result = sharpen(model, *images, one_epoch, params.sharpen, device, seed=seed, start=start)
+    result = sharpen(model, Setup(*images, one_epoch, device, seed=seed), params.sharpen, start=start)
     sharpened = Trained(
         params=determining(params),
         hardware=hardware(),
@@ -414,7 +422,8 @@ def train_one(target: Path, name: str, params: Params, prepared: PreparedSet, bu
     train_params = params.train.model_copy(update={"epochs": epochs, "kl_warmup_epochs": warmup})
     start = time.monotonic()
     split = train_images[order], prepared.images("validation")
-    result = train(fresh_model(name, params, seed), *split, train_params, set_up_device(train_params), seed=seed)
+    setup = Setup(*split, train_params, set_up_device(train_params), seed=seed)
+    result = train(fresh_model(name, params, seed), setup)
     trained = Trained(
         params=determining(params),
         hardware=hardware(),
@@ -475,12 +484,14 @@ def epochs_of(num_seen: int, num_images: int, seed: int) -> tuple[NDArray[np.int
     return np.resize(order, num_seen // epochs), epochs
 
 
-def params_of(contender: Contender, num_threads: int | None = None) -> Params:
-    """The params of a contender on the benchmark's images."""
+def params_of(contender: Contender, num_threads: int | None = None, sharpen_epochs: int | None = None) -> Params:
+    """The params of a contender on the benchmark's images, with other numbers of threads and epochs if given."""
     tree = yaml.safe_load((ROOT / contender.preset).read_text(encoding="utf-8"))
     own = {"data.source": "celeba", "data.num_images": NUM_IMAGES, "data.image_size": contender.image_size}
-    threads = {"train.num_threads": num_threads} if num_threads else {}
-    for key, value in {**own, "data.crop": None, "data.split": "official", **contender.overrides, **threads}.items():
+    own |= {"data.crop": None, "data.split": "official", **contender.overrides}
+    own |= {"train.num_threads": num_threads} if num_threads else {}
+    own |= {"sharpen.epochs": sharpen_epochs} if sharpen_epochs is not None else {}
+    for key, value in own.items():
         section, _, last = key.partition(".")
         tree[section][last] = value
     tree["train"] |= NATIVE
@@ -541,7 +552,7 @@ def images_per_second(fresh: Callable[[], VAE], images: NDArray[np.uint8], param
     rates = []
     for _ in range(NUM_PROBES):
         start = time.monotonic()
-        train(fresh(), images[:PROBED_IMAGES], images[:2], some, set_up_device(some), seed=0)
+        train(fresh(), Setup(images[:PROBED_IMAGES], images[:2], some, set_up_device(some), seed=0))
         rates.append(PROBED_IMAGES / (time.monotonic() - start))
     return max(rates)
 

@@ -24,7 +24,7 @@ from facevae.device import set_up_device
 from facevae.errors import reported_errors
 from facevae.model.vae import new_model
 from facevae.storage.tables import write_json
-from facevae.train.loop import Progress, train
+from facevae.train.loop import Progress, Setup, train
 
 DEMO_GOAL = -32_036.0  # nats an image
 FACES_GOAL = 6.52  # bits a value
@@ -70,7 +70,8 @@ def seconds_to_goal(title: str, params: Params, prepared: PreparedSet, goal: flo
 
     images = prepared.images("train"), prepared.images("validation")
     with contextlib.suppress(_GoalReachedError):
-        train(model, *images, params.train, set_up_device(params.train), seed=params.seed, on_epoch=[watch])
+        setup = Setup(*images, params.train, set_up_device(params.train), seed=params.seed)
+        train(model, setup, on_epoch=[watch])
     print(json.dumps(row), flush=True)
     return row
 

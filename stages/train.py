@@ -11,7 +11,7 @@ from facevae.fingerprint import inputs_digest, refuse_change, training_fingerpri
 from facevae.model import checkpoint, vae
 from facevae.storage.tables import write_csv, write_json
 from facevae.tracking import stage_run
-from facevae.train import distributed, phases, previews, resume
+from facevae.train import distributed, loop, phases, previews, resume
 
 
 def main() -> None:
@@ -21,14 +21,14 @@ def main() -> None:
     device = set_up_device(params.train)
     fingerprint = training_fingerprint(params, prepared.digest, platform(device, params.train.numerics))
     model = vae.new_model(params.model, manifest.image_size, manifest.channels, seed=params.seed)
-    what = model, *images, params.train, params.sharpen, device
     with distributed.joined_workers(device, fingerprint) as workers:
-        train = partial(phases.train_and_sharpen, *what, seed=params.seed, workers=workers, draw=True)
+        setup = loop.Setup(*images, params.train, device, seed=params.seed, workers=workers, draw=True)
         if not workers.leads:
-            train()
+            phases.train_and_sharpen(model, setup, params.sharpen)
             return
         with resume.ResumeFile(fingerprint) as file, stage_run.open_run("train") as run:
-            result = train(start=file.load(), on_epoch=[file.save, run.log_progress, partial(previews.write, EPOCHS)])
+            on_epoch = file.save, run.log_progress, partial(previews.write, EPOCHS)
+            result = phases.train_and_sharpen(model, setup, params.sharpen, start=file.load(), on_epoch=on_epoch)
             refuse_change(before, inputs_digest("train"))
             checkpoint.save(MODEL, result.model, params.train, manifest.crop, fingerprint)
             write_csv(HISTORY, result.history)

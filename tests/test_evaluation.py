@@ -28,7 +28,7 @@ from facevae.model import objective
 from facevae.model.checkpoint import CheckpointHeader
 from facevae.model.inference import decode_all, encode_all
 from facevae.model.vae import VAE, new_model
-from facevae.train.loop import train
+from facevae.train.loop import Setup, train
 
 CPU = torch.device("cpu")
 TABLES = [
@@ -54,7 +54,7 @@ def prepared(write_images: Callable[..., Path], tmp_path: Path) -> PreparedSet:
 def trained(prepared: PreparedSet, params: Params) -> tuple[VAE, CheckpointHeader]:
     images = prepared.images("train"), prepared.images("validation")
     model = new_model(params.model, 8, 3, seed=0)
-    result = train(model, *images, params.train, torch.device("cpu"), seed=0)
+    result = train(model, Setup(*images, params.train, torch.device("cpu"), seed=0))
     likelihood, binarization = params.train.likelihood, params.train.binarization
     fields = {"image_size": 8, "image_channels": 3, "crop": None, "fingerprint": "abc"}
     header = CheckpointHeader(model=params.model, likelihood=likelihood, binarization=binarization, **fields)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from facevae.model.vae import VAE, largest_map_bytes, new_model
 from facevae.train import loop
 from facevae.train.batches import Batches, ImageReader
 from facevae.train.epoch import EpochRow, validate
-from facevae.train.loop import Progress, TrainingResult, train
+from facevae.train.loop import Progress, Setup, TrainingResult, train
 from facevae.train.previews import Previews
 from facevae.train.step import Optimization, StepReport
 
@@ -37,7 +37,8 @@ def run(
     draw: bool = False,
 ) -> TrainingResult:
     model = new_model(params.model, 8, 3, seed=seed)
-    return train(model, images, VALIDATION, params.train, CPU, seed=seed, start=start, on_epoch=on_epoch, draw=draw)
+    setup = Setup(images, VALIDATION, params.train, CPU, seed=seed, draw=draw)
+    return train(model, setup, start=start, on_epoch=on_epoch)
 
 
 def validation_row(model: VAE, params: Params) -> EpochRow:

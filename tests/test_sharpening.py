@@ -28,7 +28,7 @@ from facevae.train.discriminator import (
 )
 from facevae.train.distributed import Workers
 from facevae.train.epoch import EpochRow
-from facevae.train.loop import Progress, TrainingResult, train
+from facevae.train.loop import Progress, Setup, TrainingResult, train
 from facevae.train.phases import train_and_sharpen
 from facevae.train.sharpening import Sharpening, latents_to_judge, pattern_error
 
@@ -55,8 +55,8 @@ def run(
     workers: Workers = Workers(),  # noqa: B008 - frozen
 ) -> TrainingResult:
     model = new_model(params.model, 8, 3, seed=0)
-    arguments = TRAIN, VALIDATION, params.train, params.sharpen, CPU
-    return train_and_sharpen(model, *arguments, seed=0, start=start, on_epoch=on_epoch, workers=workers, draw=True)
+    setup = Setup(TRAIN, VALIDATION, params.train, CPU, seed=0, workers=workers, draw=True)
+    return train_and_sharpen(model, setup, params.sharpen, start=start, on_epoch=on_epoch)
 
 
 def sharpening_with(**changes: object) -> Sharpening:
@@ -83,7 +83,7 @@ def state(model: VAE) -> dict[str, torch.Tensor]:
 
 def test_without_sharpening_the_training_is_the_plain_one() -> None:
     params = small_params(model__normalization="batch")
-    plain = train(new_model(params.model, 8, 3, seed=0), TRAIN, VALIDATION, params.train, CPU, seed=0)
+    plain = train(new_model(params.model, 8, 3, seed=0), Setup(TRAIN, VALIDATION, params.train, CPU, seed=0))
     off = run(params)
     pd.testing.assert_frame_equal(off.history, plain.history, check_exact=True)
     assert off.summary() == plain.summary()
@@ -153,11 +153,12 @@ def test_sharpening_sharpens() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 3), dtype=np.uint8)
     params = small_params(train__epochs=4, sharpen__epochs=10, sharpen__squared_error_weight=1.0)
     model = new_model(params.model, 8, 3, seed=0)
-    train(model, noise, VALIDATION, params.train, CPU, seed=0)
+    setup = Setup(noise, VALIDATION, params.train, CPU, seed=0)
+    train(model, setup)
     latent = encode_all(model, noise).mean
     blurred = sharpness(decode_all(model, latent))
     sharpening = params.sharpen.model_copy(update={"learning_rate": 0.01})
-    train_and_sharpen(model, noise, VALIDATION, params.train, sharpening, CPU, seed=0)
+    train_and_sharpen(model, setup, sharpening)
     assert sharpness(decode_all(model, latent)) > 3 * blurred
 
 

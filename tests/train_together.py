@@ -13,7 +13,7 @@ from facevae.errors import reported_errors
 from facevae.model.vae import new_model
 from facevae.storage.tensors import write_tensors
 from facevae.train.distributed import Workers, joined_workers
-from facevae.train.loop import Progress, train
+from facevae.train.loop import Progress, Setup, train
 from facevae.train.resume import ResumeHeader
 
 CPU = torch.device("cpu")
@@ -36,8 +36,8 @@ def histories(cases: dict[str, dict[str, Any]], workers: Workers, folder: Path |
                 if folder and workers.leads:
                     write_tensors(folder / name, progress.tensors, ResumeHeader(rows=progress.rows, previews=[]))
 
-        arguments = (TRAIN, VALIDATION, params.train, CPU)
-        train(new_model(params.model, 8, 3, seed=0), *arguments, seed=0, on_epoch=[stop], workers=workers)
+        setup = Setup(TRAIN, VALIDATION, params.train, CPU, seed=0, workers=workers)
+        train(new_model(params.model, 8, 3, seed=0), setup, on_epoch=[stop])
         found[name] = history_from(stopped[0] if workers.leads else None, changes, workers)
     return found
 
@@ -46,7 +46,8 @@ def history_from(start: Progress | None, changes: dict[str, Any], workers: Worke
     """The history of a case's training that continues from `start`."""
     params = small_params(**changes)
     model = new_model(params.model, 8, 3, seed=0)
-    result = train(model, TRAIN, VALIDATION, params.train, CPU, seed=0, start=start, workers=workers)
+    setup = Setup(TRAIN, VALIDATION, params.train, CPU, seed=0, workers=workers)
+    result = train(model, setup, start=start)
     return result.history.to_dict("records")
 
 

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,40 @@ from facevae.train.distributed import ALONE, Workers
 from facevae.train.epoch import EpochRow, Steps, train_epoch, validate
 from facevae.train.previews import Previewer, Previews
 from facevae.train.step import Optimization, with_prefix
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The images and settings that all phases of a training share.
+
+    Attributes
+    ----------
+    train_images, validation_images
+        Shape (N, height, width, channels). Memory maps work.
+    params
+        The objective and its optimisation.
+    device
+        Where to train: the result of `set_up_device`.
+    seed
+        Determines the order of the images, mirroring, noise and dropout of each epoch.
+    workers
+        The processes that train together.
+    draw
+        Whether the first process draws previews of each epoch.
+    """
+
+    train_images: NDArray[np.uint8]
+    validation_images: NDArray[np.uint8]
+    params: TrainParams
+    device: torch.device
+    _: KW_ONLY
+    seed: int
+    workers: Workers = ALONE
+    draw: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return num_batches(len(self.train_images), self.params.batch_size)
 
 
 @dataclass(frozen=True)
@@ -70,17 +104,7 @@ class TrainingResult:
 
 
 def train(
-    model: VAE,
-    train_images: NDArray[np.uint8],
-    validation_images: NDArray[np.uint8],
-    params: TrainParams,
-    device: torch.device,
-    *,
-    seed: int,
-    start: Progress | None = None,
-    on_epoch: Sequence[Callable[[Progress], None]] = (),
-    workers: Workers = ALONE,
-    draw: bool = False,
+    model: VAE, setup: Setup, *, start: Progress | None = None, on_epoch: Sequence[Callable[[Progress], None]] = ()
 ) -> TrainingResult:
     """Train a VAE and keep the weights of its best epoch.
 
@@ -88,46 +112,34 @@ def train(
     ----------
     model
         The model with its initial weights. It is trained in place.
-    train_images, validation_images
-        Shape (N, height, width, channels). Memory maps work.
-    params
-        The objective and its optimisation.
-    device
-        Where to train: the result of `set_up_device`.
-    seed
-        Determines the order of the images, mirroring, noise and dropout of each epoch.
+    setup
+        The same in all processes that train together, except for their rank.
     start
-        Where a training with the same arguments stopped. It continues to the same result. None: start anew.
+        Where a training with the same setup stopped. It continues to the same result. None: start anew. With several
+        processes, the first one's counts.
     on_epoch
         Called after each epoch, and with `start` before the first.
-    workers
-        The processes that train together. Each calls this with the same arguments; the first one's `start` counts.
-    draw
-        Whether the first process draws previews of each epoch.
 
     Raises
     ------
     UserError
         Too many steps were skipped, or the validation loss is not finite. The message says what to change.
     """
+    params, device, workers = setup.params, setup.device, setup.workers
     model.set_memory_format(memory_format(device, largest_map_bytes(model.params, model.image_size)))
     if workers.leads:
-        warn_of_large_batch("train.batch_size", params.batch_size, len(train_images))
-    steps_per_epoch = num_batches(len(train_images), params.batch_size)
-    optimization = Optimization(model.to(device), params, steps_per_epoch, device, workers)
-    batches = Batches(params, model.params.latent_dim, seed, device, workers)
+        warn_of_large_batch("train.batch_size", params.batch_size, len(setup.train_images))
+    optimization = Optimization(model.to(device), params, setup.steps_per_epoch, device, workers)
     start = workers.from_leader(start)
     rows, previews, best_weights = [], [], model.state_dict()
     if start is not None:
         rows, previews = list(start.rows), list(start.previews)
         best_weights = with_prefix(start.tensors, "best.")
-        optimization.restore(start.tensors, len(rows) * steps_per_epoch)
+        optimization.restore(start.tensors, len(rows) * setup.steps_per_epoch)
         for call in on_epoch:
             call(start)
     epochs = range(len(rows) + 1, params.epochs + 1)
-    for epoch in run_epochs(
-        optimization, epochs, train_images, validation_images, batches, rows, previews, desc="train", draw=draw
-    ):
+    for epoch in run_epochs(optimization, epochs, setup, rows, previews, desc="train"):
         if best_epoch(rows) == epoch:
             best_weights = copy.deepcopy(optimization.validated.state_dict())
         best = {f"best.{name}": weight for name, weight in best_weights.items()}
@@ -138,36 +150,28 @@ def train(
 
 
 def run_epochs(
-    optimization: Steps,
-    epochs: range,
-    train_images: NDArray[np.uint8],
-    validation_images: NDArray[np.uint8],
-    batches: Batches,
-    rows: list[EpochRow],
-    previews: list[Previews],
-    *,
-    desc: str,
-    draw: bool,
+    optimization: Steps, epochs: range, setup: Setup, rows: list[EpochRow], previews: list[Previews], *, desc: str
 ) -> Iterator[int]:
     """Yield the number of each epoch once it has ended, when `rows`, and `previews` if drawn, have one entry more.
 
-    `desc` names the bar of progress; the other arguments are those of `train`.
+    `desc` names the bar of progress.
 
     Raises
     ------
     UserError
         Too many steps were skipped, or the validation loss is not finite. The message says what to change.
     """
-    params, seed, device, workers = optimization.params, batches.seed, batches.device, batches.workers
-    num_images, num_done = ((epoch - 1) * len(train_images) for epoch in (epochs.stop, epochs.start))
+    params, seed, device, workers = setup.params, setup.seed, setup.device, setup.workers
+    batches = Batches(params, optimization.model.params.latent_dim, seed, device, workers)
+    num_images, num_done = ((epoch - 1) * len(setup.train_images) for epoch in (epochs.stop, epochs.start))
     hidden = None if workers.leads else True  # None: hidden unless there is a terminal
-    validation_images = binarize(validation_images, params.binarization, seed)
+    validation_images = binarize(setup.validation_images, params.binarization, seed)
     reader, validation_reader = None, ImageReader(validation_images, device)
     previewer = Previewer(validation_images, batches.latent_dim, seed)
     with tqdm(total=num_images, initial=num_done, desc=desc, unit="image", disable=hidden) as bar:
         for epoch in epochs:
             if reader is None or params.binarization == "per_epoch":
-                reader = ImageReader(binarize(train_images, params.binarization, seed, epoch), device)
+                reader = ImageReader(binarize(setup.train_images, params.binarization, seed, epoch), device)
             numbers = {
                 "epoch": epoch,
                 **train_epoch(optimization, batches.of_epoch(reader, epoch), workers, bar),
@@ -176,7 +180,7 @@ def run_epochs(
             rows.append({key: round_number(value) for key, value in numbers.items()})
             if not math.isfinite(loss := rows[-1]["validation_loss"]):
                 raise UserError(f"the validation loss is {loss} after epoch {epoch}. {optimization.advice}")
-            if draw and workers.leads:
+            if setup.draw and workers.leads:
                 previews.append(previewer.draw(optimization.validated))
             yield epoch
 

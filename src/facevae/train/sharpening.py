@@ -73,14 +73,16 @@ class Sharpening:
     def take_step(self, parts: Sequence[tuple[Tensor, Tensor]], num_images: int) -> StepReport:
         """Update both sides by a batch of `num_images` images, each against the other as it was before the step.
 
-        A part is a pair of images (batch, channel, height, width) and noise (batch, latent_dim).
+        The only part, as params with micro-batches are refused, is a pair of images (batch, channel, height, width) and
+        noise (batch, latent_dim).
         """
+        [(images, noise)] = parts
         self.model.encoder.eval()
         buffers = [buffer for side in self._sides for buffer in side.buffers()]
         before = [buffer.clone() for buffer in buffers]  # of batch normalisation and of spectral normalisation
         for optimizer in self._optimizers:
             optimizer.zero_grad()
-        terms = torch.stack([self._add_gradients(*part, len(part[0]) / num_images) for part in parts]).sum(0)
+        terms = self._add_gradients(images, noise, num_images)
         weights = [weight for optimizer in self._optimizers for weight in optimizer.weights]
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         skip = ~torch.isfinite(norm)
@@ -92,9 +94,9 @@ class Sharpening:
         move_average(self.validated.decoder, self.model.decoder, AVERAGE_DECAY, self.step, skip)
         return StepReport(terms, norm, skip)
 
-    def _add_gradients(self, images: Tensor, noise: Tensor, share: float) -> Tensor:
-        """Add the gradients of a part, which is a share of the batch, and return its terms."""
-        params, weights, num_images = self.params, self._sharpening, len(images)
+    def _add_gradients(self, images: Tensor, noise: Tensor, num_images: int) -> Tensor:
+        """Add the gradients of a batch of `num_images` images and return its terms."""
+        params, weights = self.params, self._sharpening
         with autocast(params.precision, self.device):
             with torch.no_grad():
                 posterior = self.model.encode(images)
@@ -102,12 +104,12 @@ class Sharpening:
             shown = decoded.detach().requires_grad_()  # where the losses of the two sides part
             real, fake = self._discriminator(images), self._discriminator(shown)
         judging = discriminator_loss(real, fake)
-        (share * judging).backward(inputs=self._optimizers[1].weights, retain_graph=True)
+        judging.backward(inputs=self._optimizers[1].weights, retain_graph=True)
         fooling, features = adversarial_loss(fake), feature_loss(real, fake)
         difference = shown[:num_images] - images
         error = difference.square().mean() + PATTERN_FACTOR * pattern_error(difference)
         loss = weights.adversarial_weight * fooling + weights.feature_weight * features
-        (gradient,) = torch.autograd.grad(share * (loss + weights.squared_error_weight * error), shown)
+        (gradient,) = torch.autograd.grad(loss + weights.squared_error_weight * error, shown)
         decoded.backward(gradient)
         with torch.no_grad():
             reconstructions = decoded[:num_images]

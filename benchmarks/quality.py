@@ -59,6 +59,7 @@ BEST_ADAM = {  # for half the size and a few thousand steps
     "model.strides": [2, 2, 2, 2],
     "model.latent_dim": 128,
     "model.refinement_steps": 0,
+    "train.batch_size": 32,
     "train.optimizer": "adam",
     "train.muon_learning_rate": None,
     "train.momentum": None,

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -29,6 +30,8 @@ def test_each_task_has_one_thread_and_the_caller_gets_its_own_back() -> None:
     assert side_by_side(num_threads, lambda: side_by_side(num_threads, num_threads)) == ({1}, ({1}, {1}))
     assert 2 in before
     assert num_threads() == before
+    with ThreadPoolExecutor(1) as pool:  # a new thread takes what PyTorch remembers
+        assert pool.submit(torch.get_num_threads).result() == 2
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -14,12 +14,11 @@ from facevae.evaluate.sliced_wasserstein import (
     sorted_distance,
 )
 
+NOISE = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+
 
 def distance(images: NDArray[np.uint8], samples: NDArray[np.uint8], *, seed: int) -> SlicedWasserstein:
     return project_patches(images, seed=seed).distance(project_patches(samples, seed=seed))
-
-
-NOISE = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
 
 
 @pytest.fixture(autouse=True)

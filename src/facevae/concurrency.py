@@ -1,5 +1,6 @@
-"""Two computations at the same time, and the random generators that they share."""
+"""Two computations at the same time, and the random generator that they share."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 First = TypeVar("First")
 Second = TypeVar("Second")
 
-_GLOBAL_GENERATORS = Lock()
+_GLOBAL_GENERATOR = Lock()
 
 
 def side_by_side(
@@ -20,21 +21,21 @@ def side_by_side(
     """The results of two tasks that run at the same time.
 
     Either task may call this function again. Neither may draw from the global random generators, except within
-    `seeded`.
+    `seeded`. An error is raised when both tasks have ended; if both fail, it is the first task's.
 
     Parameters
     ----------
     first, second
         The tasks. The calling thread runs the first.
     num_threads
-        Threads of each task for PyTorch and OpenMP; BLAS has one. A single thread suits small tensors, for which more
-        would cost more than they bring, and sums that would otherwise depend on the order in which threads end.
+        Threads of each task for PyTorch and OpenMP; BLAS has one. On small tensors, more threads than one cost more
+        than they bring. And some sums, such as those of k-means, depend on the order in which threads end.
     """
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     try:
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as pool:
+        with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as pool:
             other = pool.submit(_with_threads, num_threads, second)
             return _with_threads(num_threads, first), other.result()
     finally:
@@ -42,9 +43,10 @@ def side_by_side(
 
 
 def _with_threads(num_threads: int, task: Callable[[], First]) -> First:
-    """The result of a task, for which the calling thread uses so many threads."""
+    """The result of a task, for which the calling thread uses `num_threads` threads."""
     from threadpoolctl import threadpool_limits
 
+    torch.get_num_threads()  # or a new thread takes the number that any thread set last, when it first computes
     torch.set_num_threads(num_threads)
     with threadpool_limits(num_threads, user_api="openmp"):  # unlike that of BLAS, it holds in the calling thread alone
         return task()
@@ -52,10 +54,11 @@ def _with_threads(num_threads: int, task: Callable[[], First]) -> First:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Start the global generators from a seed, and restore the state of the one on the CPU in the end.
+    """Start the global generator of the CPU from a seed, and restore its state at the end.
 
-    New layers draw their weights from them, and dropout what it drops. Other threads wait until they may seed them.
+    New layers draw their weights from it, and dropout what it drops. Other threads wait until they may seed it, so
+    whoever holds it must neither seed it again nor wait for such a thread.
     """
-    with _GLOBAL_GENERATORS, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield

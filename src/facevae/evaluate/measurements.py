@@ -1,7 +1,8 @@
-"""One model, its judge, and the encoded images of each split: what can be measured of them, and of fitted priors."""
+"""What evaluate measures of a model, and of the priors fitted to its posteriors."""
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from facevae.errors import UserError
 from facevae.evaluate.conditional import conditional_metrics, conditional_table
 from facevae.evaluate.directions import Directions, Method
 from facevae.evaluate.edits import EditStudy, study_edits
-from facevae.evaluate.judge import Classifier, judge, skill_table
+from facevae.evaluate.judge import Classifier, Judgement, judge, skill_table
 from facevae.evaluate.likelihood import calibrated_log_sigma, likelihood_metrics, likelihood_table
 from facevae.evaluate.reconstruction import mean_squared_error
 from facevae.evaluate.samples import Samplers, fit_compared_priors
@@ -86,6 +87,11 @@ class Measurements:
     horizontal_flip: bool
     seed: int
 
+    @cached_property
+    def judgement(self) -> Judgement:
+        """What the classifier says of the held-out images."""
+        return judge(self.classifier, self.held_out.originals, self.params.batch_size)
+
     def fit_priors(self) -> FittedPriors:
         """The priors, compared by pictures."""
         return fit_compared_priors(
@@ -148,13 +154,12 @@ class Measurements:
     def samples(self, priors: FittedPriors) -> Measured:
         """How near samples are to held-out images, and whether they have the attributes that are asked for."""
         held_out, params = self.held_out, self.params
-        features = judge(self.classifier, held_out.originals, params.batch_size).features
         samplers = Samplers(
             self.model,
             self.classifier,
             priors,
             held_out.originals,
-            features,
+            self.judgement.features,
             held_out.posteriors,
             params,
             horizontal_flip=self.horizontal_flip,
@@ -175,8 +180,7 @@ class Measurements:
 
         A warning names the edited attributes that it does not recognise well enough to judge their edits.
         """
-        judgement = judge(self.classifier, self.held_out.originals, self.params.batch_size)
-        table = skill_table(judgement, self.classifier.attributes, self.held_out.attributes)
+        table = skill_table(self.judgement, self.classifier.attributes, self.held_out.attributes)
         for name in table.index.intersection(list(self.params.attributes)):
             recall, specificity = table.loc[name, ["classifier_recall", "classifier_specificity"]]
             if min(recall, specificity) < LOWEST_SKILL:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from facevae.concurrency import seeded
 from facevae.config.schema import EvaluateParams
 from facevae.data.prepared import varied_attributes
 from facevae.evaluate.distances import frechet_distance, kernel_distance, nearest_images, sharpness_ratio
@@ -169,4 +170,5 @@ class Samplers:
         if self.params.inception_weights is None:
             return None
         device = self.model.log_sigma.device
-        return Inception(Path(self.params.inception_weights), self.params.batch_size, device)
+        with seeded(self.seed):  # draws weights that are replaced at once
+            return Inception(Path(self.params.inception_weights), self.params.batch_size, device)

@@ -57,6 +57,7 @@ def two_sample_accuracy(train: Pairs, heldout: Pairs, device: torch.device, *, s
     """
     real, decoded = train
     with seeded(seed):
+        torch.cuda.manual_seed_all(seed)  # for dropout on a GPU
         classifier = Classifier(real.shape[1], real.shape[3], ("real",)).to(device).train()
         optimizer = Adam(classifier.parameters())
         batch_size = min(BATCH_SIZE, len(real))

@@ -10,14 +10,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import yaml
-from measuring import ROOT, Row, interleaved, seconds_of
+from measuring import NATIVE, ROOT, Row, interleaved, seconds_of
 from trial import SMALL, Trial
 
 NUM_REPEATS = 3
 TINY = {
     **SMALL,
     "data": {"num_images": 100, "image_size": 16},
-    "train": {"epochs": 1, "num_threads": 1, "kl_warmup_epochs": 1.0, "learning_rate_warmup_steps": 1},
+    "train": {
+        "epochs": 1,
+        "num_threads": 1,
+        **NATIVE,  # which a stage can run alone, without the variables of the portable numerics
+        "kl_warmup_epochs": 1.0,
+        "learning_rate_warmup_steps": 1,
+    },
     "classifier": {"epochs": 1},
 }
 

@@ -79,3 +79,12 @@ def test_seeded_restores_the_global_generator() -> None:
     with seeded(1):
         torch.rand(3)
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_seeded_leaves_the_generators_of_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a model's priors must not seed what its user draws on a GPU."""
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    with seeded(1):
+        pass
+    assert seeds == []

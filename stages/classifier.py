@@ -1,10 +1,10 @@
 """Train the attribute classifier, which judges samples and edits, on the training images."""
 
+from facevae import stage_script
 from facevae.config.params import load_params
 from facevae.config.paths import CLASSIFIER
 from facevae.data.prepared import PreparedSet
 from facevae.device import set_up_device
-from facevae.errors import reported_errors
 from facevae.evaluate.judge import save_classifier
 from facevae.evaluate.judge_training import train_classifier
 from facevae.fingerprint import inputs_digest, refuse_change
@@ -29,5 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_errors("lower classifier.batch_size or data.image_size"):
-        main()
+    stage_script.run(main, "lower classifier.batch_size or data.image_size")

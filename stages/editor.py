@@ -1,10 +1,10 @@
 """Write the face editor, a page that runs the trained model in a browser."""
 
+from facevae import stage_script
 from facevae.config.params import load_params
 from facevae.config.paths import DIRECTIONS, EDITOR, MODEL, PRIORS
 from facevae.device import set_up_device
 from facevae.editor.page import build_page
-from facevae.errors import reported_errors
 from facevae.evaluate.directions import load_directions
 from facevae.fingerprint import inputs_digest, refuse_change
 from facevae.model import checkpoint
@@ -27,5 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_errors("lower model.channels"):
-        main()
+    stage_script.run(main, "lower model.channels")

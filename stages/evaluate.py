@@ -1,10 +1,10 @@
 """Fit priors and attribute directions to the training posteriors, and measure the model on held-out images."""
 
+from facevae import stage_script
 from facevae.config.params import load_params
 from facevae.config.paths import CLASSIFIER, DIRECTIONS, EVALUATE_METRICS, MODEL, PLOTS, PRIORS
 from facevae.data.prepared import PreparedSet
 from facevae.device import set_up_device
-from facevae.errors import reported_errors
 from facevae.evaluate.directions import save_directions
 from facevae.evaluate.evaluation import evaluate
 from facevae.evaluate.judge import load_classifier
@@ -36,5 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_errors("lower evaluate.batch_size, evaluate.num_samples or evaluate.num_edited_images"):
-        main()
+    stage_script.run(main, "lower evaluate.batch_size, evaluate.num_samples or evaluate.num_edited_images")

@@ -1,9 +1,9 @@
 """Render the figures of the trained model."""
 
+from facevae import stage_script
 from facevae.config.params import load_params
 from facevae.config.paths import PLOTS
 from facevae.device import set_up_device
-from facevae.errors import reported_errors
 from facevae.figures.gallery import load_results, render_all
 from facevae.fingerprint import inputs_digest, refuse_change
 from facevae.tracking import stage_run
@@ -20,5 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_errors("lower figures.num_samples, figures.num_reconstructions or model.channels"):
-        main()
+    stage_script.run(main, "lower figures.num_samples, figures.num_reconstructions or model.channels")

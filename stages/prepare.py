@@ -1,5 +1,6 @@
 """Draw, read or download raw images and write the prepared set."""
 
+from facevae import stage_script
 from facevae.config.checks import require_attributes
 from facevae.config.needs import needs_of
 from facevae.config.params import load_params
@@ -8,7 +9,6 @@ from facevae.config.processor import require_processor
 from facevae.data.preparation import prepare
 from facevae.data.sources.dispatch import fetch, open_source
 from facevae.data.sources.links import refuse_linked_folders
-from facevae.errors import reported_errors
 from facevae.fingerprint import inputs_digest, refuse_change
 
 
@@ -26,5 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_errors("lower data.image_size, or close other programs"):
-        main()
+    stage_script.run(main, "lower data.image_size, or close other programs")

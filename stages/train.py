@@ -2,11 +2,11 @@
 
 from functools import partial
 
+from facevae import stage_script
 from facevae.config.params import load_params
 from facevae.config.paths import EPOCHS, HISTORY, MODEL, TRAIN_METRICS
 from facevae.data.prepared import PreparedSet
 from facevae.device import platform, set_up_device
-from facevae.errors import reported_errors
 from facevae.fingerprint import inputs_digest, refuse_change, training_fingerprint
 from facevae.model import checkpoint, vae
 from facevae.storage.tables import write_csv, write_json
@@ -36,5 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported_errors("lower train.micro_batch_size, train.batch_size, model.channels or data.image_size"):
-        main()
+    stage_script.run(main, "lower train.micro_batch_size, train.batch_size, model.channels or data.image_size")

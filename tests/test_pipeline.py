@@ -44,9 +44,10 @@ def imported_files(path: Path) -> set[Path]:
 
 
 def matters(file: Path) -> bool:
-    """Whether a result may depend on a file: not on what checks, reports or tracks, nor on the Python API."""
+    """Whether a result may depend on a file: not on what starts, checks, reports or tracks, nor on the Python API."""
     room, _, name = file.relative_to(LIBRARY).as_posix().rpartition("/")
-    return room not in {"config", "tracking"} and name not in {"__init__.py", "errors.py", "fingerprint.py"}
+    unseen = {"__init__.py", "errors.py", "fingerprint.py", "stage_script.py"}
+    return room not in {"config", "tracking"} and name not in unseen
 
 
 def needed_files(path: Path) -> set[Path]:

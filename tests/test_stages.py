@@ -1,5 +1,7 @@
 """Which params the stages read, and what they do if params change while they run."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +31,29 @@ WORK = {  # the function that a stage calls between the two digests of its input
     "figures": (gallery, "render_all"),
     "editor": (page, "build_page"),
 }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_collects_garbage_once_it_has_imported_its_modules(stage: str) -> None:
+    code = f"""
+import gc, runpy, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name not in ("facevae", "facevae.stage_script", "facevae.errors"):
+            assert not name.startswith(("facevae", "torch", "numpy")) or not gc.isenabled(), name
+
+watch = Watch()
+sys.meta_path.insert(0, watch)
+script = runpy.run_path("stages/{stage}.py")
+sys.meta_path.remove(watch)
+script["stage_script"].run(lambda: print(gc.isenabled(), gc.get_freeze_count() > 10_000), "")
+"""
+    environment = {**os.environ, "PYTHONPATH": "src"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+    main = (ROOT / "stages" / f"{stage}.py").read_text().partition('if __name__ == "__main__":\n')[2]
+    assert main.startswith("    stage_script.run(main, ")
 
 
 @pytest.mark.parametrize("stage", ["classifier", "train"])
@@ -93,10 +118,11 @@ def test_a_stage_reads_no_file_that_dvc_does_not_know(work_tree: Path, stage: st
     """Of the project's and all other files, except for what checks, reports or tracks, and for installed packages."""
     entry = STAGES[stage]
     outputs = [name for kind in ("outs", "metrics", "plots") for name in entry.get(kind, [])]
-    names = [name for item in (*entry["deps"], *outputs) for name in (item if isinstance(item, dict) else [item])]
-    declared = [Path(name.replace("${data.root}", "data/raw")).resolve() for name in names]
+    known = [name for item in (*entry["deps"], *outputs) for name in (item if isinstance(item, dict) else [item])]
+    declared = [Path(name.replace("${data.root}", "data/raw")).resolve() for name in known]
     library = ROOT / "src" / "facevae"
-    unseen = [library / name for name in ("__init__.py", "config", "errors.py", "fingerprint.py", "tracking")]
+    names = ("__init__.py", "config", "errors.py", "fingerprint.py", "stage_script.py", "tracking")
+    unseen = [library / name for name in names]
     unseen += [
         work_tree / "params.yaml",
         work_tree / "dvc.yaml",

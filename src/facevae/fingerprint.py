@@ -71,7 +71,7 @@ def refuse_change(before: str, after: str) -> None:
 
 
 def _declared(stage: str) -> dict[str, Any]:
-    declared: dict[str, Any] = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"][stage]
+    declared: dict[str, Any] = yaml.load(PIPELINE.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)["stages"][stage]
     return declared
 
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from facevae.concurrency import side_by_side
 from facevae.config.checks import require_known
@@ -15,7 +16,6 @@ from facevae.evaluate.edits import RANDOM, EditStudy, Strengths
 from facevae.evaluate.judge import Classifier
 from facevae.evaluate.latent import latent_metrics, latent_table
 from facevae.evaluate.measurements import Measurements, encode_split
-from facevae.evaluate.reconstruction import reconstruction_metrics
 from facevae.model.checkpoint import CheckpointHeader
 from facevae.model.vae import VAE
 from facevae.priors.fitting import FittedPriors
@@ -70,20 +70,22 @@ def evaluate(
     skill = measured.skill()
     directions = fit_directions(train.posteriors.mean, train.attributes, params.original_lambda)
 
-    def measure_without_priors() -> tuple[EditStudy, EditStudy, float]:
+    def measure_without_priors() -> tuple[EditStudy, EditStudy, float, dict[str, float], dict[str, Tensor]]:
         edits = measured.edits(held_out, directions)
         tried = edits if held_out is validation else measured.edits(validation, directions)
-        return tried, edits, measured.two_sample_accuracy()
+        return tried, edits, measured.two_sample_accuracy(), measured.reconstructions(), measured.log_sigmas()
 
     half = max(1, torch.get_num_threads() // 2)
-    priors, (tried, edits, accuracy) = side_by_side(measured.fit_priors, measure_without_priors, num_threads=half)
+    priors, (tried, edits, accuracy, reconstructions, log_sigmas) = side_by_side(
+        measured.fit_priors, measure_without_priors, num_threads=half
+    )
     (bounds, bound_tables), (samples, sample_tables) = side_by_side(
-        partial(measured.likelihood, priors), partial(measured.samples, priors), num_threads=half
+        partial(measured.likelihood, priors, log_sigmas), partial(measured.samples, priors), num_threads=half
     )
     best_method = tried.best_method()
     strengths = tried.best_strengths(best_method)
     metrics = {
-        **reconstruction_metrics(model, held_out.images, held_out.posteriors, batch_size=params.batch_size, seed=seed),
+        **reconstructions,
         **bounds,
         **latent_metrics(held_out.posteriors),
         **samples,

@@ -17,7 +17,7 @@ from facevae.evaluate.directions import Directions, Method
 from facevae.evaluate.edits import EditStudy, study_edits
 from facevae.evaluate.judge import Classifier, Judgement, judge, skill_table
 from facevae.evaluate.likelihood import calibrated_log_sigma, likelihood_metrics, likelihood_table
-from facevae.evaluate.reconstruction import mean_squared_error
+from facevae.evaluate.reconstruction import mean_squared_error, reconstruction_metrics
 from facevae.evaluate.samples import Samplers, fit_compared_priors
 from facevae.evaluate.two_sample import reconstructed_pairs, two_sample_accuracy
 from facevae.model.binarization import binarize
@@ -125,31 +125,36 @@ class Measurements:
         pairs = reconstructed_pairs(self.model, *encoded, batch_size=self.params.batch_size)
         return two_sample_accuracy(*pairs, self.model.log_sigma.device, seed=self.seed)
 
-    def likelihood(self, priors: FittedPriors) -> Measured:
-        """Bounds of the log-likelihood of the held-out images under each prior."""
+    def reconstructions(self) -> dict[str, float]:
+        """How near the reconstructions of the held-out images are to them."""
+        images, posteriors = self.held_out.images, self.held_out.posteriors
+        batch_size = self.params.batch_size
+        return reconstruction_metrics(self.model, images, posteriors, batch_size=batch_size, seed=self.seed)
+
+    def log_sigmas(self) -> dict[str, Tensor]:
+        """The trained log sigma, and for a Gaussian the one calibrated on training images."""
+        log_sigmas = {"trained": self.model.log_sigma.detach().cpu()}
+        if self.header.likelihood != "bernoulli":
+            some, batch_size = slice(MAX_CALIBRATION_IMAGES), self.params.batch_size
+            images, posteriors = self.train.images[some], self.train.posteriors[some]
+            error = mean_squared_error(self.model, images, posteriors, batch_size=batch_size, seed=self.seed)
+            log_sigmas["calibrated"] = calibrated_log_sigma(error, images[0].size)
+        return log_sigmas
+
+    def likelihood(self, priors: FittedPriors, log_sigmas: dict[str, Tensor]) -> Measured:
+        """Bounds of the log-likelihood of the held-out images under each log sigma and prior."""
         table = likelihood_table(
             self.model,
             self.held_out.images,
             self.held_out.posteriors,
             self.header.likelihood,
-            self._log_sigmas(),
+            log_sigmas,
             priors.priors,
             num_importance_samples=self.params.num_importance_samples,
             batch_size=self.params.batch_size,
             seed=self.seed,
         )
         return likelihood_metrics(table, priors.best), {"likelihood.csv": table}
-
-    def _log_sigmas(self) -> dict[str, Tensor]:
-        """The trained log sigma, and for a Gaussian the one calibrated on training images."""
-        log_sigmas = {"trained": self.model.log_sigma.detach().cpu()}
-        if self.header.likelihood != "bernoulli":
-            images = self.train.images[:MAX_CALIBRATION_IMAGES]
-            posteriors = self.train.posteriors[:MAX_CALIBRATION_IMAGES]
-            batch_size = self.params.batch_size
-            error = mean_squared_error(self.model, images, posteriors, batch_size=batch_size, seed=self.seed)
-            log_sigmas["calibrated"] = calibrated_log_sigma(error, images[0].size)
-        return log_sigmas
 
     def samples(self, priors: FittedPriors) -> Measured:
         """How near samples are to held-out images, and whether they have the attributes that are asked for."""

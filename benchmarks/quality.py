@@ -82,7 +82,9 @@ BEST_ADAM_LARGE = {  # the preset before Muon
 BEST = {
     **BEST_ADAM,
     "train.optimizer": "muon",
-    "train.muon_learning_rate": 0.02,
+    "train.batch_size": 96,
+    "train.muon_learning_rate": 0.03,
+    "train.learning_rate_warmup_steps": 150,
     "train.momentum": 0.95,
     "train.kl_warmup_epochs": 1.0,
     "train.average_decay": 0.98,
@@ -103,7 +105,9 @@ PYTHAE = {"model.latent_dim": 64, "train.batch_size": 64, "train.learning_rate":
 
 SHARP = {  # for 64 x 64
     **BEST,
+    "evaluate.temperature": 1.0,
     "sharpen.epochs": 12,
+    "sharpen.batch_size": 32,
     "sharpen.learning_rate": 0.001,
     "sharpen.discriminator_channels": [32, 64, 128, 256],
     "sharpen.adversarial_weight": 0.62,

@@ -112,6 +112,7 @@ SMALL: dict[str, Any] = {
     },
     "sharpen": {
         "epochs": 0,
+        "batch_size": 4,
         "learning_rate": 0.001,
         "discriminator_channels": [8, 16],
         "adversarial_weight": 0.5,

@@ -31,6 +31,7 @@ from facevae.train.epoch import EpochRow
 from facevae.train.loop import Progress, Setup, TrainingResult, train
 from facevae.train.phases import train_and_sharpen
 from facevae.train.sharpening import Sharpening, latents_to_judge, pattern_error
+from facevae.train.step import StepReport
 
 TRAIN, VALIDATION = disc_images(60), disc_images(21, seed=1)
 CPU = torch.device("cpu")
@@ -120,6 +121,21 @@ def test_mlflow_gets_the_same_points_live_and_from_the_file(tmp_path: Path) -> N
     ]
     live, read = (sorted(point for row in table for point in epoch_points(row)) for table in (rows, stored))
     assert read == live
+
+
+def test_sharpening_has_batches_of_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    take_step = Sharpening.take_step
+
+    def counted(self: Sharpening, parts: list[tuple[torch.Tensor, torch.Tensor]], num_images: int) -> StepReport:
+        sizes.append(num_images)
+        return take_step(self, parts, num_images)
+
+    monkeypatch.setattr(Sharpening, "take_step", counted)
+    params = small_params(train__micro_batch_size=4, sharpen__epochs=2, sharpen__batch_size=25)
+    run(params)
+    assert params.train.batch_size == 8
+    assert sizes == [25, 25, 10] * 2
 
 
 def test_the_last_epoch_is_kept_although_the_validation_loss_rises() -> None:

@@ -166,12 +166,6 @@ def _sharpen_problems(params: Params) -> Iterator[str]:
             f"train.num_importance_samples {params.train.num_importance_samples}: set sharpen.epochs to 0, or the "
             "number of draws to 1"
         )
-    if params.train.micro_batch_size is not None:
-        yield (
-            f"sharpen.epochs: {sharpen.epochs}, but sharpening compares the images of a whole batch, and "
-            f"train.micro_batch_size {params.train.micro_batch_size} splits it: set that to null, and lower "
-            "train.batch_size if memory is short"
-        )
     if params.model.refinement_steps:
         yield (
             f"sharpen.epochs: {sharpen.epochs}, but with model.refinement_steps {params.model.refinement_steps} "

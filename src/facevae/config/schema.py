@@ -105,6 +105,7 @@ class SharpenParams(Section):
     """How the decoder trains on against a discriminator once the training has ended."""
 
     epochs: Count  # 0: not at all
+    batch_size: Annotated[int, Field(ge=2)]
     learning_rate: Positive  # of decoder and discriminator
     discriminator_channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1, max_length=10)]
     adversarial_weight: NotNegative

@@ -2,7 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from facevae.config.checks import warn_of_large_batch
 from facevae.config.schema import SharpenParams
 from facevae.errors import UserError
 from facevae.model.vae import VAE
@@ -54,6 +56,9 @@ def sharpen(
 
     The other arguments and the errors are those of `loop.train`.
     """
+    warn_of_large_batch("sharpen.batch_size", sharpening.batch_size, len(setup.train_images))
+    whole = {"batch_size": sharpening.batch_size, "micro_batch_size": None}  # a step compares all images of its batch
+    setup = replace(setup, params=setup.params.model_copy(update=whole))
     params, device = setup.params, setup.device
     best_weights = with_prefix(start.tensors, "best.")
     model.load_state_dict(best_weights)

@@ -73,8 +73,7 @@ class Sharpening:
     def take_step(self, parts: Sequence[tuple[Tensor, Tensor]], num_images: int) -> StepReport:
         """Update both sides by a batch of `num_images` images, each against the other as it was before the step.
 
-        `parts` holds one pair: images (batch, channel, height, width) and noise (batch, latent_dim). Params with
-        micro-batches are refused.
+        `parts` holds one pair: images (batch, channel, height, width) and noise (batch, latent_dim).
         """
         [(images, noise)] = parts
         self.model.encoder.eval()

@@ -113,6 +113,8 @@ SHARP = {  # for 64 x 64
     "sharpen.adversarial_weight": 0.62,
     "sharpen.feature_weight": 30.0,
     "sharpen.squared_error_weight": 240.0,
+    "sharpen.colour_weight": 0.0,
+    "sharpen.grain_weight": 0.0,
 }
 
 SHOWN = ("sharpness_ratio", "sliced_wasserstein_distance")  # of reconstructions too
@@ -193,6 +195,7 @@ LARGE = {  # the best recipe at 128 x 128
     ),
     "muon-128": Contender("no refinement", "presets/celeba-best.yaml", {"model.refinement_steps": 0}, 128),
     "refined-128": Contender("celeba-best.yaml", "presets/celeba-best.yaml", {}, 128, weights_of="muon-128"),
+    "sharp-128": Contender("sharpened", "presets/celeba-sharp-128.yaml", {}, 128, sharpens="muon-128"),
 }
 ALL = (
     CONTENDERS

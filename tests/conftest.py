@@ -118,6 +118,8 @@ SMALL: dict[str, Any] = {
         "adversarial_weight": 0.5,
         "feature_weight": 20.0,
         "squared_error_weight": 120.0,
+        "colour_weight": 200.0,
+        "grain_weight": 5.0,
     },
     "classifier": {"epochs": 1, "batch_size": 8, "learning_rate": 0.003},
     "evaluate": {

@@ -38,9 +38,9 @@ def test_the_presets_for_own_images_need_no_attributes(source: str) -> None:
     assert set(needs.pairs) == {"train", "validation", "test"}
 
 
-def test_only_the_sharp_preset_sharpens() -> None:
+def test_only_the_sharp_presets_sharpen() -> None:
     sharpening = [path.name for path in COMMITTED if load_params(path).sharpen.epochs]
-    assert sharpening == ["celeba-sharp.yaml"]
+    assert sharpening == ["celeba-sharp-128.yaml", "celeba-sharp.yaml"]
 
 
 def test_the_other_original_presets_keep_their_settings() -> None:

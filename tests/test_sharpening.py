@@ -19,6 +19,7 @@ from facevae.model.pixels import to_unit_range
 from facevae.model.vae import VAE, Posterior, new_model
 from facevae.storage.tables import write_csv
 from facevae.tracking.outputs import epoch_points
+from facevae.train.detail import colour_error, grain_loss, pattern_error
 from facevae.train.discriminator import (
     Discriminator,
     Verdict,
@@ -30,7 +31,7 @@ from facevae.train.distributed import Workers
 from facevae.train.epoch import EpochRow
 from facevae.train.loop import Progress, Setup, TrainingResult, train
 from facevae.train.phases import train_and_sharpen
-from facevae.train.sharpening import Sharpening, latents_to_judge, pattern_error
+from facevae.train.sharpening import Sharpening, latents_to_judge
 from facevae.train.step import StepReport
 
 TRAIN, VALIDATION = disc_images(60), disc_images(21, seed=1)
@@ -72,10 +73,23 @@ def take_step(sharpening: Sharpening, images: torch.Tensor = IMAGES) -> bool:
     return bool(sharpening.take_step([(images, noise)], len(images)).skipped)
 
 
-def fine(picture: torch.Tensor) -> torch.Tensor:
-    """A picture (channel, height, width) without the mean of each pixel's neighbourhood of 3 x 3, cut at the border."""
-    sums = [functional.conv2d(x, torch.ones(1, 1, 3, 3), padding=1) for x in (picture[:, None], torch.ones(1, 1, 8, 8))]
+def fine(picture: torch.Tensor, size: int) -> torch.Tensor:
+    """A picture (channel, height, width) without the mean of each pixel's `size` x `size` neighbours inside it."""
+    ones = torch.ones(1, 1, size, size)
+    sums = [functional.conv2d(x, ones, padding=size // 2) for x in (picture[:, None], torch.ones(1, 1, 8, 8))]
     return picture - (sums[0] / sums[1])[:, 0]
+
+
+def detail_of(pictures: torch.Tensor) -> list[torch.Tensor]:
+    """The local detail of pictures (batch, 3, 8, 8), at full and half size, by convolutions that are written out."""
+    kernels = torch.zeros(4, 1, 3, 3)
+    for index, (ends, others) in enumerate((((1, 0), (1, 2)), ((0, 1), (2, 1)), ((0, 0), (2, 2)), ((0, 2), (2, 0)))):
+        kernels[index, 0, *ends] = kernels[index, 0, *others] = 0.5
+        kernels[index, 0, 1, 1] = -1
+    grey = pictures.sum(1, keepdim=True) / 3
+    half = (grey[..., ::2, ::2] + grey[..., 1::2, ::2] + grey[..., ::2, 1::2] + grey[..., 1::2, 1::2]) / 4
+    squares = [functional.conv2d(maps, kernels) ** 2 for maps in (grey, half)]  # 6 x 6 and 2 x 2: one window each
+    return [(maps.sum((2, 3)) / maps[0, 0].numel() + 1e-5) ** 0.5 for maps in squares]
 
 
 def state(model: VAE) -> dict[str, torch.Tensor]:
@@ -139,7 +153,8 @@ def test_sharpening_has_batches_of_its_own_size(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_last_epoch_is_kept_although_the_validation_loss_rises() -> None:
-    only_adversarial = {"sharpen__squared_error_weight": 0.0, "sharpen__feature_weight": 0.0}
+    others = ("squared_error", "feature", "colour", "grain")
+    only_adversarial = {f"sharpen__{part}_weight": 0.0 for part in others}
     params = small_params(train__epochs=15, sharpen__epochs=3, sharpen__learning_rate=0.1, **only_adversarial)
     last: list[Progress] = []
     result = run(params, on_epoch=[lambda progress: last.append(copy.deepcopy(progress))])
@@ -200,8 +215,12 @@ def test_a_step_follows_the_weighted_losses() -> None:
     fooling = -no.mean() / 2 - no_too.mean() / 2
     (seen, seen_too), (felt, felt_too) = real.features, fake.features
     apart = functional.l1_loss(felt[:8], seen.detach()) / 2 + functional.l1_loss(felt_too[:8], seen_too.detach()) / 2
-    pattern = (fine(decoded.sum(0) / 8) - fine(IMAGES.sum(0) / 8)).square().mean()
-    loss = 0.3 * fooling + 2.0 * apart + 120 * (functional.mse_loss(decoded, IMAGES) + 2 * 8 * pattern)
+    pattern = (fine(decoded.sum(0) / 8, 3) - fine(IMAGES.sum(0) / 8, 3)).square().mean()
+    specks = torch.stack([fine(each - sum(each) / 3, 5) for each in decoded - IMAGES]).square().mean()
+    errors = functional.mse_loss(decoded, IMAGES) + 2 * 8 * pattern
+    both = zip(detail_of(decoded), detail_of(IMAGES), strict=True)
+    grain = sum((ours - theirs).clamp(min=0).mean() / 2 for ours, theirs in both)
+    loss = 0.3 * fooling + 2.0 * apart + 120 * errors + 200 * specks + 5 * grain
     weights = list(twin.decoder.parameters())
     expected = [*torch.autograd.grad(loss, weights, retain_graph=True)]
     expected += torch.autograd.grad(hinge, list(rival.parameters()))
@@ -243,6 +262,31 @@ def test_only_what_is_fine_and_shared_is_a_pattern() -> None:
     own = shared * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None, None]
     assert float(pattern_error(own)) == pytest.approx(0, abs=1e-6)
     assert float(pattern_error(torch.arange(32.0).expand(4, 3, 32, 32))) < 0.1
+
+
+def test_only_what_is_fine_and_coloured_is_an_error_of_colour() -> None:
+    """The local average of a checkerboard of 32 x 32 is a 25th of its centre, but at the border."""
+    grey = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1).expand(4, 3, 32, 32)
+    red_to_blue = grey * torch.tensor([1.0, 0.0, -1.0])[:, None, None]
+    assert float(colour_error(red_to_blue)) == pytest.approx(2 / 3 * (24 / 25) ** 2, rel=0.05)
+    assert float(colour_error(grey)) == pytest.approx(0, abs=1e-6)
+    flat = torch.tensor([1.0, 0.0, -1.0])[:, None, None].expand(4, 3, 32, 32)
+    assert float(colour_error(flat)) == pytest.approx(0, abs=1e-6)
+    assert float(colour_error(grey[:, :1])) == 0
+
+
+def test_grain_is_detail_that_the_original_lacks() -> None:
+    """Stripes of +-0.1 have second differences of 0.2 in three of four directions, and vanish at half size."""
+    flat = torch.full((2, 3, 32, 32), 0.5)
+    stripes = flat + 0.1 * (1 - 2 * (torch.arange(32.0) % 2))
+    assert float(grain_loss(stripes, flat)) == pytest.approx(
+        3 / 8 * (math.sqrt(0.04 + 1e-5) - math.sqrt(1e-5)), rel=1e-4
+    )
+    assert float(grain_loss(flat, stripes)) == 0
+    assert float(grain_loss(1 - stripes, stripes)) == pytest.approx(0, abs=1e-6)
+    diagonal = flat + 0.1 * (1 - (torch.arange(32)[:, None] + torch.arange(32)) % 4 // 2 * 2.0)
+    for picture in (stripes, stripes.transpose(2, 3), diagonal, diagonal.flip(3)):
+        assert float(grain_loss(picture, picture.transpose(2, 3).flip(2))) > 0.01
 
 
 @pytest.mark.parametrize("num_images", [1, 4, 64])

@@ -111,6 +111,8 @@ class SharpenParams(Section):
     adversarial_weight: NotNegative
     feature_weight: NotNegative
     squared_error_weight: NotNegative
+    colour_weight: NotNegative
+    grain_weight: NotNegative
 
 
 class ClassifierParams(Section):

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from facevae.config.schema import SharpenParams, TrainParams
 from facevae.device import autocast
 from facevae.model.objective import kl_nats, reconstruction_term
 from facevae.model.vae import VAE, Posterior
 from facevae.train.averaging import move_average
+from facevae.train.detail import colour_error, grain_loss, pattern_error
 from facevae.train.discriminator import Discriminator, adversarial_loss, discriminator_loss, feature_loss
 from facevae.train.optimizers import Adam
 from facevae.train.schedules import half_cosine, warmup
@@ -108,7 +108,12 @@ class Sharpening:
         difference = shown[:num_images] - images
         error = difference.square().mean() + PATTERN_FACTOR * pattern_error(difference)
         loss = weights.adversarial_weight * fooling + weights.feature_weight * features
-        (gradient,) = torch.autograd.grad(loss + weights.squared_error_weight * error, shown)
+        loss = loss + weights.squared_error_weight * error
+        if weights.colour_weight:
+            loss = loss + weights.colour_weight * colour_error(difference)
+        if weights.grain_weight:
+            loss = loss + weights.grain_weight * grain_loss(shown[:num_images], images)
+        (gradient,) = torch.autograd.grad(loss, shown)
         decoded.backward(gradient)
         with torch.no_grad():
             reconstructions = decoded[:num_images]
@@ -153,14 +158,3 @@ def latents_to_judge(posterior: Posterior, noise: Tensor) -> Tensor:
     mean = draws.mean(0)
     first, second = (draws - mean)[: len(draws) // 4 * 2].chunk(2)
     return torch.cat([torch.where(drawn, draws, posterior.mean), mean + (first + second) / math.sqrt(2)])
-
-
-def pattern_error(difference: Tensor) -> Tensor:
-    """The square of the fine pattern that N differences (N, channel, height, width) share, mean over values, times N.
-
-    The pattern is their mean without its local average. The discriminator, which does not know positions, takes it for
-    texture. Differences that share nothing add only as much as the square of a single one, however many there are.
-    """
-    mean = difference.mean(0)
-    pattern = mean - functional.avg_pool2d(mean, kernel_size=3, stride=1, padding=1, count_include_pad=False)
-    return len(difference) * pattern.square().mean()

@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage_script.run(main, "lower train.micro_batch_size, train.batch_size, sharpen.batch_size or data.image_size")
+    stage_script.run(main, "lower train.micro_batch_size, train.batch_size, sharpen.batch_size or model.channels")

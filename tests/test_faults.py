@@ -320,7 +320,7 @@ runpy.run_path("stages/train.py", run_name="__main__")
     (line,) = result.stderr.splitlines()
     assert result.returncode == 1
     assert line.startswith("error: memory ran out (")
-    assert line.endswith("lower train.micro_batch_size, train.batch_size, model.channels or data.image_size")
+    assert line.endswith("lower train.micro_batch_size, train.batch_size, sharpen.batch_size or model.channels")
     assert contents(work_tree) == before
 
 

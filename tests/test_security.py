@@ -49,7 +49,7 @@ SHORT_NAMES = {"numpy", "pandas"}  # np and pd are allowed
 LOADERS = "load|[Pp]ickle|dump|^(Unsafe|Full|C)?Loader$"
 SAFE_CALLS = [
     r"torch\.load\(.*weights_only=True\)",
-    r"yaml\.load\(.*Loader=Yaml12Loader\)",
+    r"yaml\.load\(.*Loader=(Yaml12Loader|yaml\.CSafeLoader)\)",
     r"yaml\.(safe_load|safe_dump|dump)\(.*\)",
 ]
 UNSAFE_CALLS = (
@@ -99,6 +99,7 @@ def test_no_module_unpickles_anything(path: Path) -> None:
         "table.to_pickle(path)",
         "yaml.unsafe_load(text)",
         "yaml.load(text, Loader=yaml.Loader)",
+        "yaml.load(text, Loader=yaml.CLoader)",
         "import joblib",
         "import pickle as p",
         "import _pickle",

@@ -8,7 +8,6 @@ from threading import Lock
 from typing import TypeVar
 
 import torch
-from threadpoolctl import threadpool_limits
 
 First = TypeVar("First")
 Second = TypeVar("Second")
@@ -32,6 +31,8 @@ def side_by_side(
         Threads of each task for PyTorch and OpenMP; BLAS has one. On small tensors, more threads than one cost more
         than they bring. And some sums, such as those of k-means, depend on the order in which threads end.
     """
+    from threadpoolctl import threadpool_limits
+
     before = torch.get_num_threads()
     try:
         with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as pool:
@@ -43,6 +44,8 @@ def side_by_side(
 
 def _with_threads(num_threads: int, task: Callable[[], First]) -> First:
     """The result of a task, for which the calling thread uses `num_threads` threads."""
+    from threadpoolctl import threadpool_limits
+
     torch.get_num_threads()  # or a new thread takes the number that any thread set last, when it first computes
     torch.set_num_threads(num_threads)
     with threadpool_limits(num_threads, user_api="openmp"):  # unlike that of BLAS, it holds in the calling thread alone

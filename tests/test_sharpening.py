@@ -199,8 +199,9 @@ def test_a_step_follows_the_weighted_losses() -> None:
     model, discriminator = sharpening.model.train(), sharpening._discriminator
     noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     twin, rival = copy.deepcopy(model), copy.deepcopy(discriminator)
-    sharpening.take_step([(IMAGES, noise)], 8)
-    posterior = twin.eval().encode(IMAGES)
+    images = IMAGES.mean((2, 3), keepdim=True).expand_as(IMAGES) + 0.01 * IMAGES  # with less detail than is decoded
+    sharpening.take_step([(images, noise)], 8)
+    posterior = twin.eval().encode(images)
     mean, deviation = posterior.mean.detach(), posterior.log_variance.detach().exp().sqrt()
     draws = mean + deviation * noise
     alternating = torch.stack([mean[::2], draws[1::2]], 1).flatten(0, 1)
@@ -208,18 +209,19 @@ def test_a_step_follows_the_weighted_losses() -> None:
     new = [centre + (draws[i] - centre + draws[i + 2] - centre) / 2**0.5 for i in (0, 1)]
     shown = twin.decode(torch.cat([alternating, torch.stack(new)]))
     decoded = shown[:8]
-    real, fake = rival(IMAGES), rival(shown)
+    real, fake = rival(images), rival(shown)
     (yes, yes_too), (no, no_too) = real.logits, fake.logits  # of the two levels
     hinge = functional.relu(1 - yes).mean() / 2 + functional.relu(1 - yes_too).mean() / 2
     hinge = hinge + functional.relu(1 + no).mean() / 2 + functional.relu(1 + no_too).mean() / 2
     fooling = -no.mean() / 2 - no_too.mean() / 2
     (seen, seen_too), (felt, felt_too) = real.features, fake.features
     apart = functional.l1_loss(felt[:8], seen.detach()) / 2 + functional.l1_loss(felt_too[:8], seen_too.detach()) / 2
-    pattern = (fine(decoded.sum(0) / 8, 3) - fine(IMAGES.sum(0) / 8, 3)).square().mean()
-    specks = torch.stack([fine(each - sum(each) / 3, 5) for each in decoded - IMAGES]).square().mean()
-    errors = functional.mse_loss(decoded, IMAGES) + 2 * 8 * pattern
-    both = zip(detail_of(decoded), detail_of(IMAGES), strict=True)
-    grain = sum((ours - theirs).clamp(min=0).mean() / 2 for ours, theirs in both)
+    pattern = (fine(decoded.sum(0) / 8, 3) - fine(images.sum(0) / 8, 3)).square().mean()
+    specks = torch.stack([fine(each - sum(each) / 3, 5) for each in decoded - images]).square().mean()
+    errors = functional.mse_loss(decoded, images) + 2 * 8 * pattern
+    both = zip(detail_of(decoded), detail_of(images), strict=True)
+    grain = torch.stack([(ours - theirs).clamp(min=0).mean() for ours, theirs in both]).mean()
+    assert grain.detach() > 1e-4
     loss = 0.3 * fooling + 2.0 * apart + 120 * errors + 200 * specks + 5 * grain
     weights = list(twin.decoder.parameters())
     expected = [*torch.autograd.grad(loss, weights, retain_graph=True)]
@@ -287,6 +289,35 @@ def test_grain_is_detail_that_the_original_lacks() -> None:
     diagonal = flat + 0.1 * (1 - (torch.arange(32)[:, None] + torch.arange(32)) % 4 // 2 * 2.0)
     for picture in (stripes, stripes.transpose(2, 3), diagonal, diagonal.flip(3)):
         assert float(grain_loss(picture, picture.transpose(2, 3).flip(2))) > 0.01
+
+
+def test_grain_is_compared_image_by_image_and_place_by_place() -> None:
+    """The same sums over explicit squares of 8 x 8 pixels, four pixels apart."""
+    noise = 0.3 * torch.randn(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    left = torch.arange(32) < 16
+    decoded = torch.stack([noise[0, 0] * left, noise[0, 1]])
+    images = torch.stack([noise[1, 0] * ~left, 0.5 * noise[1, 1]])
+    excesses: list[float] = []
+    for ours, theirs in zip(decoded, images, strict=True):
+        at_scales = []
+        for scale in (1, 2):
+            size = 32 // scale
+            pair = [each.mean(0).reshape(size, scale, size, scale).mean((1, 3)) for each in (ours, theirs)]
+            places = []
+            for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+                second = [
+                    (each.roll((down, right), (0, 1)) + each.roll((-down, -right), (0, 1))) / 2 - each for each in pair
+                ]
+                inner = [each[1:-1, 1:-1] for each in second]
+                starts = range(0, size - 2 - 7, 4)
+                for top, start in ((top, start) for top in starts for start in starts):
+                    squares = [each[top : top + 8, start : start + 8].square().mean() for each in inner]
+                    mine, original = ((square + 1e-5).sqrt() for square in squares)
+                    places.append(max(0.0, float(mine - original)))
+            at_scales.append(sum(places) / len(places))
+        excesses.append(sum(at_scales) / 2)
+    assert float(grain_loss(decoded, images)) == pytest.approx(sum(excesses) / 2, rel=1e-4)
+    assert min(excesses) > 0.01
 
 
 @pytest.mark.parametrize("num_images", [1, 4, 64])

@@ -49,7 +49,7 @@ SHORT_NAMES = {"numpy", "pandas"}  # np and pd are allowed
 LOADERS = "load|[Pp]ickle|dump|^(Unsafe|Full|C)?Loader$"
 SAFE_CALLS = [
     r"torch\.load\(.*weights_only=True\)",
-    r"yaml\.load\(.*Loader=(Yaml12Loader|yaml\.CSafeLoader)\)",
+    r"yaml\.load\(.*Loader=(Yaml12Loader|getattr\(yaml, 'CSafeLoader', yaml\.SafeLoader\))\)",
     r"yaml\.(safe_load|safe_dump|dump)\(.*\)",
 ]
 UNSAFE_CALLS = (

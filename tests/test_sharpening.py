@@ -152,6 +152,13 @@ def test_sharpening_has_batches_of_its_own_size(monkeypatch: pytest.MonkeyPatch)
     assert sizes == [25, 25, 10] * 2
 
 
+def test_a_batch_of_more_images_than_there_are_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    run(small_params(sharpen__epochs=1, sharpen__batch_size=60))
+    assert "sharpen.batch_size" not in caplog.text
+    run(small_params(sharpen__epochs=1, sharpen__batch_size=61))
+    assert "sharpen.batch_size: 61, but there are only 60 training images" in caplog.text
+
+
 def test_the_last_epoch_is_kept_although_the_validation_loss_rises() -> None:
     others = ("squared_error", "feature", "colour", "grain")
     only_adversarial = {f"sharpen__{part}_weight": 0.0 for part in others}

@@ -71,7 +71,9 @@ def refuse_change(before: str, after: str) -> None:
 
 
 def _declared(stage: str) -> dict[str, Any]:
-    declared: dict[str, Any] = yaml.load(PIPELINE.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)["stages"][stage]
+    text = PIPELINE.read_text(encoding="utf-8")
+    tree = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # in C if PyYAML was built with it
+    declared: dict[str, Any] = tree["stages"][stage]
     return declared
 
 

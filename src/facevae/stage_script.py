@@ -1,6 +1,7 @@
 """How the script of a stage starts. It imports this module before all others, and calls `run`.
 
-Modules then load without garbage collection, which would take a fifth of the time.
+Modules then load without garbage collection, which would take a fifth of the time. A worker process that imported a
+stage's script again would stay without, as it never calls `run`; those of `prepare` do not import it.
 """
 
 import gc

@@ -174,9 +174,11 @@ def test_number_of_edited_images_is_limited() -> None:
     assert STUDY.table["num_images"].max() == 60
 
 
-def test_study_that_only_chooses_leaves_out_fidelity() -> None:
-    chosen = study(in_full=False).table
-    assert chosen[["ssim", "cycle_error"]].isna().all(axis=None)
+def test_study_that_only_chooses_leaves_out_fidelity_and_control() -> None:
+    chosen = study(in_full=False)
+    assert chosen.table[["ssim", "cycle_error"]].isna().all(axis=None)
+    fitted = STUDY.table[STUDY.table["method"] != RANDOM].reset_index(drop=True)
     pd.testing.assert_frame_equal(
-        chosen.drop(columns=["ssim", "cycle_error"]), STUDY.table.drop(columns=["ssim", "cycle_error"])
+        chosen.table.drop(columns=["ssim", "cycle_error"]), fitted.drop(columns=["ssim", "cycle_error"])
     )
+    assert chosen.best_method() == STUDY.best_method()

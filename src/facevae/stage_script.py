@@ -18,3 +18,4 @@ def run(main: Callable[[], None], memory_remedy: str) -> None:
     gc.enable()
     with reported_errors(memory_remedy):
         main()
+    gc.freeze()  # or the interpreter would look for garbage once more before it ends

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from facevae.config.schema import EvaluateParams
 from facevae.evaluate.judge import THRESHOLD, Classifier, judge
@@ -48,11 +47,13 @@ def conditional_table(
         latent = sampler.sample(count, torch.Generator().manual_seed(seed), temperature=params.temperature)
         return decode_all(model, latent, params.batch_size)
 
-    def has(pictures: NDArray[np.uint8], attribute: str) -> Tensor:
-        probabilities = judge(classifier, pictures, params.batch_size).probabilities
-        return probabilities[:, classifier.attributes.index(attribute)] > THRESHOLD
+    def judged(pictures: NDArray[np.uint8]) -> pd.DataFrame:
+        """Which attributes the pictures have; columns: attributes."""
+        has = judge(classifier, pictures, params.batch_size).probabilities > THRESHOLD
+        return pd.DataFrame(has.numpy(), columns=classifier.attributes)
 
     free = draw(flow)
+    free_has = judged(free)
     free_distance, image_distance = mean_distance(free), mean_distance(images[:MAX_SAMPLES])
     rows = []
     for attribute in params.attributes:
@@ -64,8 +65,8 @@ def conditional_table(
                 (
                     attribute,
                     asked_for,
-                    float((has(asked, attribute) == wanted).double().mean()),
-                    float((has(free, attribute) == wanted).double().mean()),
+                    float((judged(asked)[attribute] == wanted).mean()),
+                    float((free_has[attribute] == wanted).mean()),
                     mean_distance(asked) / free_distance,
                     mean_distance(alike) / image_distance if len(alike) > 1 else None,
                     count,

@@ -62,7 +62,7 @@ class EditStudy:
         if self.table.empty:
             return "difference"
         best = self.table.groupby(["method", "attribute"])["selectivity"].max().groupby("method").mean()
-        return cast("Method", best.drop(RANDOM).idxmax())
+        return cast("Method", best.drop(RANDOM, errors="ignore").idxmax())
 
     def best_strengths(self, method: Method) -> Strengths:
         """The strength with the highest selectivity of a method, for each attribute."""
@@ -109,7 +109,7 @@ def study_edits(
     directions
         By method; "difference" is required. The control is added to them.
     in_full
-        False: leave out `ssim` and `cycle_error`, which take half of the time and choose nothing.
+        False: leave out the control, `ssim` and `cycle_error`. They choose nothing and take most of the time.
     seed
         Determines the control.
     """
@@ -126,7 +126,8 @@ def study_edits(
         if len(subjects.latent) == 0:
             continue
         judged: dict[str, Tensor] = {method: fitted[attribute] for method, fitted in directions.items()}
-        judged[RANDOM] = _random_directions(subjects.latent, judged["difference"].norm(), control)
+        if in_full:
+            judged[RANDOM] = _random_directions(subjects.latent, judged["difference"].norm(), control)
         for method, direction in judged.items():
             for strength in params.strengths:
                 key = {"attribute": attribute, "method": method, "strength": strength}

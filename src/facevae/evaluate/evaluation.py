@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -11,7 +12,7 @@ from facevae.concurrency import side_by_side
 from facevae.config.checks import require_known
 from facevae.config.schema import EvaluateParams
 from facevae.data.prepared import PreparedSet, SplitName
-from facevae.evaluate.directions import FittedDirections, Method, auc_table, fit_directions
+from facevae.evaluate.directions import Directions, FittedDirections, Method, auc_table, fit_directions
 from facevae.evaluate.edits import RANDOM, EditStudy, Strengths
 from facevae.evaluate.judge import Classifier
 from facevae.evaluate.latent import latent_metrics, latent_table
@@ -70,26 +71,25 @@ def evaluate(
     skill = measured.skill()
     directions = fit_directions(train.posteriors.mean, train.attributes, params.original_lambda)
 
-    def measure_without_priors() -> tuple[EditStudy, EditStudy, float, dict[str, float], dict[str, Tensor]]:
-        edits = measured.edits(held_out, directions)
-        tried = edits if held_out is validation else measured.edits(validation, directions)
-        return tried, edits, measured.two_sample_accuracy(), measured.reconstructions(), measured.log_sigmas()
-
     half = max(1, torch.get_num_threads() // 2)
-    priors, (tried, edits, accuracy, reconstructions, log_sigmas) = side_by_side(
-        measured.fit_priors, measure_without_priors, num_threads=half
+    priors, own = side_by_side(
+        measured.fit_priors, partial(_measure_without_priors, measured, directions), num_threads=half
     )
-    (bounds, bound_tables), (samples, sample_tables) = side_by_side(
-        partial(measured.likelihood, priors, log_sigmas), partial(measured.samples, priors), num_threads=half
+    # To look for neighbours takes the shorter of the two tasks as long as the other
+    ((bounds, bound_tables), neighbours), (samples, sample_tables) = side_by_side(
+        lambda: (measured.likelihood(priors, own.log_sigmas), measured.neighbour_distance_ratio(priors)),
+        partial(measured.samples, priors),
+        num_threads=half,
     )
-    best_method = tried.best_method()
-    strengths = tried.best_strengths(best_method)
+    edits, best_method = own.edits, own.tried_edits.best_method()
+    strengths = own.tried_edits.best_strengths(best_method)
     metrics = {
-        **reconstructions,
+        **own.reconstructions,
         **bounds,
         **latent_metrics(held_out.posteriors),
         **samples,
-        "two_sample_accuracy": accuracy,
+        "neighbour_distance_ratio": neighbours,
+        "two_sample_accuracy": own.two_sample_accuracy,
         **({} if skill.empty else {"classifier_auc": float(skill["classifier_auc"].mean())}),
         **_edit_metrics(edits, strengths, best_method),
     }
@@ -104,6 +104,27 @@ def evaluate(
         "leakage.csv": edits.leakage(strengths, best_method).reset_index(),
     }
     return Evaluation(metrics, tables, priors, FittedDirections(directions, best_method))
+
+
+class _WithoutPriors(NamedTuple):
+    """What is measured while the priors are fitted."""
+
+    tried_edits: EditStudy  # of validation images, which choose among the ways to edit
+    edits: EditStudy  # of held-out images
+    two_sample_accuracy: float
+    reconstructions: dict[str, float]
+    log_sigmas: dict[str, Tensor]
+
+
+def _measure_without_priors(measured: Measurements, directions: dict[Method, Directions]) -> _WithoutPriors:
+    edits = measured.edits(measured.held_out, directions)
+    return _WithoutPriors(
+        edits if measured.held_out is measured.validation else measured.edits(measured.validation, directions),
+        edits,
+        measured.two_sample_accuracy(),
+        measured.reconstructions(),
+        measured.log_sigmas(),
+    )
 
 
 def _edit_metrics(edits: EditStudy, strengths: Strengths, method: Method) -> dict[str, float]:

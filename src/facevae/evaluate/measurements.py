@@ -128,8 +128,7 @@ class Measurements:
     def reconstructions(self) -> dict[str, float]:
         """How near the reconstructions of the held-out images are to them."""
         images, posteriors = self.held_out.images, self.held_out.posteriors
-        batch_size = self.params.batch_size
-        return reconstruction_metrics(self.model, images, posteriors, batch_size=batch_size, seed=self.seed)
+        return reconstruction_metrics(self.model, images, posteriors, batch_size=self.params.batch_size, seed=self.seed)
 
     def log_sigmas(self) -> dict[str, Tensor]:
         """The trained log sigma, and for a Gaussian the one calibrated on training images."""
@@ -158,27 +157,18 @@ class Measurements:
 
     def samples(self, priors: FittedPriors) -> Measured:
         """How near samples are to held-out images, and whether they have the attributes that are asked for."""
-        held_out, params = self.held_out, self.params
-        samplers = Samplers(
-            self.model,
-            self.classifier,
-            priors,
-            held_out.originals,
-            self.judgement.features,
-            held_out.posteriors,
-            params,
-            horizontal_flip=self.horizontal_flip,
-            seed=self.seed,
+        compared = self._samplers(priors).compared(self.train.originals)
+        labelled = self.held_out.originals, self.held_out.attributes
+        conditional = conditional_table(
+            self.model, self.classifier, priors.flow, *labelled, self.params, seed=self.seed
         )
-        compared = samplers.compared(self.train.originals)
-        labelled = held_out.originals, held_out.attributes
-        conditional = conditional_table(self.model, self.classifier, priors.flow, *labelled, params, seed=self.seed)
-        metrics = {
-            **{str(name): value for name, value in compared.to_dict("index")[priors.best].items()},
-            "neighbour_distance_ratio": samplers.neighbour_distance_ratio(self.train.originals),
-            **conditional_metrics(conditional),
-        }
-        return metrics, {"samplers.csv": compared.reset_index(), "conditional.csv": conditional}
+        best = {str(name): value for name, value in compared.to_dict("index")[priors.best].items()}
+        tables = {"samplers.csv": compared.reset_index(), "conditional.csv": conditional}
+        return best | conditional_metrics(conditional), tables
+
+    def neighbour_distance_ratio(self, priors: FittedPriors) -> float:
+        """How far samples are from training images, relative to reconstructions."""
+        return self._samplers(priors).neighbour_distance_ratio(self.train.originals)
 
     def skill(self) -> pd.DataFrame:
         """How well the classifier judges the held-out images; index: attribute.
@@ -198,3 +188,16 @@ class Measurements:
                     100 * specificity,
                 )
         return table
+
+    def _samplers(self, priors: FittedPriors) -> Samplers:
+        return Samplers(
+            self.model,
+            self.classifier,
+            priors,
+            self.held_out.originals,
+            self.judgement.features,
+            self.held_out.posteriors,
+            self.params,
+            horizontal_flip=self.horizontal_flip,
+            seed=self.seed,
+        )

@@ -1,5 +1,6 @@
 """Measure decoded samples of each prior: distance to held-out images, distance to training images."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,11 @@ def fit_compared_priors(
     )
 
 
+@dataclass(frozen=True)
 class Samplers:
     """The priors of one model as samplers of pictures, beside held-out images.
 
-    Parameters
+    Attributes
     ----------
     model, classifier, priors
         What decodes, what gives the features that the distances are taken in, and what is drawn from.
@@ -78,28 +80,15 @@ class Samplers:
         Determines the draws and the projections.
     """
 
-    def __init__(
-        self,
-        model: VAE,
-        classifier: Classifier,
-        priors: FittedPriors,
-        images: NDArray[np.uint8],
-        features: Tensor,
-        posteriors: Posterior,
-        params: EvaluateParams,
-        *,
-        horizontal_flip: bool,
-        seed: int,
-    ) -> None:
-        self.model = model
-        self.classifier = classifier
-        self.priors = priors
-        self.images = images
-        self.features = features
-        self.posteriors = posteriors
-        self.params = params
-        self.horizontal_flip = horizontal_flip
-        self.seed = seed
+    model: VAE
+    classifier: Classifier
+    priors: FittedPriors
+    images: NDArray[np.uint8]
+    features: Tensor
+    posteriors: Posterior
+    params: EvaluateParams
+    horizontal_flip: bool
+    seed: int
 
     def compared(self, train_images: NDArray[np.uint8]) -> pd.DataFrame:
         """How near pictures drawn from each prior come to the held-out images; index: sampler.

@@ -17,7 +17,7 @@ from facevae.priors.normal import standard_normal_log_prob, whiten
 from facevae.priors.velocity import Velocity
 
 NUM_STEPS = 25  # of Heun's method, from noise to a latent
-NUM_DENSITY_STEPS = 12  # of the classical Runge-Kutta method, from a latent to noise; 0.01 nats or less of mean error
+NUM_DENSITY_STEPS = 10  # of the classical Runge-Kutta method, from a latent to noise; 0.01 nats of mean error
 BATCH_SIZE = 2000  # latents whose density is computed at a time
 GUIDANCE = 3.25  # of attributes that are asked for
 
@@ -75,8 +75,8 @@ class FlowMatching:
     def log_prob(self, latent: Tensor) -> Tensor:
         """Log density of latents (batch, latent_dim) without labels, in nats, shape (batch,).
 
-        The velocity's divergence is integrated on the way to the noise (arXiv 1806.07366, equation 8). It is exact, not
-        estimated from random directions; only the integral has an error.
+        The velocity's divergence is integrated on the way to the noise (arXiv 1806.07366, equation 8), in each step by
+        Simpson's rule. It is exact, not estimated from random directions; only the integral has an error.
         """
         return torch.cat([self._log_prob(batch) for batch in latent.split(BATCH_SIZE)])
 
@@ -84,16 +84,20 @@ class FlowMatching:
     def _log_prob(self, latent: Tensor) -> Tensor:
         point = whiten(latent, self.mean, self.factor).float()
         log_determinant = -self.factor.diagonal().log().sum().float().expand(len(latent))
-        labels = torch.zeros(1, len(self.attributes))
-        for end, start in itertools.pairwise(_times(NUM_DENSITY_STEPS).flip(0)):
+        labels, times = torch.zeros(1, len(self.attributes)), _times(NUM_DENSITY_STEPS).flip(0)
+        first, divergence = self.velocity.with_divergence(point, times[0], labels)
+        for end, start in itertools.pairwise(times):
             step, middle = start - end, (start + end) / 2
-            first, divergence_1 = self.velocity.with_divergence(point, end, labels)
-            second, divergence_2 = self.velocity.with_divergence(point + step / 2 * first, middle, labels)
-            third, divergence_3 = self.velocity.with_divergence(point + step / 2 * second, middle, labels)
-            fourth, divergence_4 = self.velocity.with_divergence(point + step * third, start, labels)
-            point = point + step / 6 * (first + 2 * (second + third) + fourth)
-            divergence = divergence_1 + 2 * (divergence_2 + divergence_3) + divergence_4
-            log_determinant = log_determinant + step[0, 0] / 6 * divergence
+            second = self.velocity(point + step / 2 * first, middle, labels)
+            third = self.velocity(point + step / 2 * second, middle, labels)
+            fourth = self.velocity(point + step * third, start, labels)
+            ahead = point + step / 6 * (first + 2 * (second + third) + fourth)
+            velocity_ahead, divergence_ahead = self.velocity.with_divergence(ahead, start, labels)
+            between = (point + ahead) / 2 + step / 8 * (first - velocity_ahead)  # cubic Hermite interpolation
+            _, divergence_between = self.velocity.with_divergence(between, middle, labels)
+            mean_divergence = (divergence + 4 * divergence_between + divergence_ahead) / 6
+            log_determinant = log_determinant + step[0, 0] * mean_divergence
+            point, first, divergence = ahead, velocity_ahead, divergence_ahead
         return standard_normal_log_prob(point) + log_determinant
 
 

@@ -114,6 +114,7 @@ SMALL: dict[str, Any] = {
         "epochs": 0,
         "batch_size": 4,
         "learning_rate": 0.001,
+        "muon_learning_rate": 0.01,
         "discriminator_channels": [8, 16],
         "adversarial_weight": 0.5,
         "feature_weight": 20.0,

@@ -349,22 +349,25 @@ def test_a_step_with_a_nan_gradient_changes_nothing() -> None:
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     sharpening = sharpening_with(sharpen__learning_rate=0.2)
     sharpening.steps_per_epoch = 1000
-    rates = [sharpening.learning_rate(step) for step in (0, 49, 500, 999)]
-    expected = [0.2 / 101, 0.2 * 50 / 101 * math.cos(math.pi * 0.0245) ** 2, 0.1, 0.2 * math.sin(math.pi / 2000) ** 2]
+    rates = [sharpening.learning_rate(step) for step in (0, 24, 500, 999)]
+    expected = [0.2 / 51, 0.2 * 25 / 51 * math.cos(math.pi * 0.012) ** 2, 0.1, 0.2 * math.sin(math.pi / 2000) ** 2]
     assert rates == pytest.approx(expected)
 
 
 def test_the_discriminator_learns_twice_as_fast() -> None:
-    """The first step of Adam moves each weight by the learning rate, whatever its gradient."""
-    sharpening = sharpening_with()
-    sides = sharpening.model.decoder, sharpening._discriminator
-    before = [[weight.detach().clone() for weight in side.parameters()] for side in sides]
+    """Adam's first step moves a bias by its learning rate; Muon's changes have the spectral norm of its own."""
+    sharpening = sharpening_with(sharpen__learning_rate=0.003, sharpen__muon_learning_rate=0.02)
+    decoder, discriminator = sharpening.model.decoder, sharpening._discriminator
+    before = [{name: weight.detach().clone() for name, weight in side.named_parameters()} for side in sharpening._sides]
     take_step(sharpening)
-    decoder, discriminator = (
-        max(float((new.detach() - old).abs().max()) for new, old in zip(side.parameters(), kept, strict=True))
-        for side, kept in zip(sides, before, strict=True)
-    )
-    assert discriminator / decoder == pytest.approx(2, rel=0.01)
+    for factor, side, kept in zip((1, 2), (decoder, discriminator), before, strict=True):
+        changes = {name: weight.detach() - kept[name] for name, weight in side.named_parameters()}
+        biases = torch.cat([change for change in changes.values() if change.ndim == 1]).abs()
+        assert float(biases.max()) == pytest.approx(factor * 0.003, rel=0.01)
+        [first, *_] = [change for change in changes.values() if change.ndim > 1]
+        fan_out, fan_in = len(first), first[0].numel()
+        norm = float(torch.linalg.matrix_norm(first.flatten(1), 2)) / math.sqrt(max(1, fan_out / fan_in))
+        assert norm == pytest.approx(factor * 0.02, rel=0.08)
 
 
 def test_several_processes_cannot_sharpen() -> None:

@@ -106,7 +106,8 @@ class SharpenParams(Section):
 
     epochs: Count  # 0: not at all
     batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Positive  # of decoder and discriminator
+    learning_rate: Positive  # of Adam
+    muon_learning_rate: Positive
     discriminator_channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1, max_length=10)]
     adversarial_weight: NotNegative
     feature_weight: NotNegative

@@ -18,14 +18,16 @@ from facevae.model.vae import VAE, Posterior
 from facevae.train.averaging import move_average
 from facevae.train.detail import colour_error, grain_loss, pattern_error
 from facevae.train.discriminator import Discriminator, adversarial_loss, discriminator_loss, feature_loss
+from facevae.train.muon import Muon
 from facevae.train.optimizers import Adam
 from facevae.train.schedules import half_cosine, warmup
 from facevae.train.step import Objective, StepReport, with_prefix
 
+MOMENTUM = 0.95  # of Muon
 BETA1 = 0.5  # of Adam: with the usual 0.9 the two sides swing past each other
 AVERAGE_DECAY = 0.99  # of the decoder's weights, which circle as the discriminator moves
-WARMUP_STEPS = 100
-DISCRIMINATOR_FACTOR = 2  # learning rate of the discriminator, relative to the decoder's
+WARMUP_SHARE = 0.05  # of the steps
+DISCRIMINATOR_FACTOR = 2  # learning rates of the discriminator, relative to the decoder's
 PATTERN_FACTOR = 2  # weight of `pattern_error`, relative to the squared error's
 
 
@@ -68,7 +70,9 @@ class Sharpening:
         torch.manual_seed(seed)
         self._discriminator = Discriminator(sharpening.discriminator_channels, model.image_channels).to(device)
         self._sides = model.decoder, self._discriminator
-        self._optimizers = [Adam(side.parameters()) for side in self._sides]
+        self._muons = [Muon(side, momentum=MOMENTUM) for side in self._sides]
+        self._adams = [Adam(weight for weight in side.parameters() if weight.ndim < 2) for side in self._sides]
+        self._optimizers: list[Muon | Adam] = [*self._muons, *self._adams]
 
     def take_step(self, parts: Sequence[tuple[Tensor, Tensor]], num_images: int) -> StepReport:
         """Update both sides by a batch of `num_images` images, each against the other as it was before the step.
@@ -82,11 +86,13 @@ class Sharpening:
         for optimizer in self._optimizers:
             optimizer.zero_grad()
         terms = self._add_gradients(images, noise, num_images)
-        weights = [weight for optimizer in self._optimizers for weight in optimizer.weights]
+        weights = [weight for side in self._sides for weight in side.parameters()]
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         skip = ~torch.isfinite(norm)
-        for optimizer, factor in zip(self._optimizers, (1, DISCRIMINATOR_FACTOR), strict=True):
-            optimizer.step(factor * self.learning_rate(self.step), beta1=BETA1, skip=skip)
+        for factor, muon, adam in zip((1, DISCRIMINATOR_FACTOR), self._muons, self._adams, strict=True):
+            schedule = factor * self._learning_rate_factor(self.step)
+            muon.step(schedule * self._sharpening.muon_learning_rate, skip=skip)
+            adam.step(schedule * self._sharpening.learning_rate, beta1=BETA1, skip=skip)
         for buffer, old in zip(buffers, before, strict=True):
             buffer.copy_(torch.where(skip, old, buffer))
         self.step += 1
@@ -103,7 +109,7 @@ class Sharpening:
             shown = decoded.detach().requires_grad_()  # where the losses of the two sides part
             real, fake = self._discriminator(images), self._discriminator(shown)
         judging = discriminator_loss(real, fake)
-        judging.backward(inputs=self._optimizers[1].weights, retain_graph=True)
+        judging.backward(inputs=list(self._discriminator.parameters()), retain_graph=True)
         fooling, features = adversarial_loss(fake), feature_loss(real, fake)
         difference = shown[:num_images] - images
         error = difference.square().mean() + PATTERN_FACTOR * pattern_error(difference)
@@ -122,9 +128,8 @@ class Sharpening:
         return torch.cat([torch.stack([nats, kl_nats(posterior).sum()]), further])
 
     def learning_rate(self, step: int) -> float:
-        """The decoder's learning rate in a step, counted from 0: a warm-up, then half a cosine to 0."""
-        num_steps = self._sharpening.epochs * self.steps_per_epoch
-        return self._sharpening.learning_rate * warmup(step, WARMUP_STEPS) * half_cosine(step, num_steps)
+        """The decoder's learning rate in a step, counted from 0, for what Muon does not train."""
+        return self._sharpening.learning_rate * self._learning_rate_factor(step)
 
     def tensors(self) -> dict[str, Tensor]:
         """Model, average, discriminator and the optimisers' moments by name; not copies."""
@@ -145,6 +150,11 @@ class Sharpening:
             **{part: module.state_dict() for part, module in modules.items()},
             **{f"optimizer.{index}": kept for index, kept in enumerate(moments)},
         }
+
+    def _learning_rate_factor(self, step: int) -> float:
+        """A warm-up, then half a cosine to 0."""
+        num_steps = self._sharpening.epochs * self.steps_per_epoch
+        return warmup(step, round(WARMUP_SHARE * num_steps)) * half_cosine(step, num_steps)
 
 
 def latents_to_judge(posterior: Posterior, noise: Tensor) -> Tensor:

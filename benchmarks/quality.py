@@ -106,15 +106,16 @@ PYTHAE = {"model.latent_dim": 64, "train.batch_size": 64, "train.learning_rate":
 SHARP = {  # for 64 x 64
     **BEST,
     "evaluate.temperature": 1.0,
-    "sharpen.epochs": 12,
+    "sharpen.epochs": 5,
     "sharpen.batch_size": 32,
     "sharpen.learning_rate": 0.001,
+    "sharpen.muon_learning_rate": 0.01,
     "sharpen.discriminator_channels": [32, 64, 128, 256],
-    "sharpen.adversarial_weight": 0.62,
-    "sharpen.feature_weight": 30.0,
+    "sharpen.adversarial_weight": 1.5,
+    "sharpen.feature_weight": 45.0,
     "sharpen.squared_error_weight": 240.0,
     "sharpen.colour_weight": 0.0,
-    "sharpen.grain_weight": 0.0,
+    "sharpen.grain_weight": 40.0,
 }
 
 SHOWN = ("sharpness_ratio", "sliced_wasserstein_distance")  # of reconstructions too

@@ -60,6 +60,7 @@ VALUES = [  # key, value, part of the error
     ("data.image_size", 10, "data.image_size: 10 is not divisible by 4"),
     ("sharpen.epochs", -1, "sharpen.epochs: -1 must be greater than or equal to 0"),
     ("sharpen.batch_size", 1, "sharpen.batch_size: 1 must be greater than or equal to 2"),
+    ("sharpen.muon_learning_rate", 0.0, "sharpen.muon_learning_rate: 0.0 must be greater than 0"),
     ("sharpen.discriminator_channels", [], "must have at least 1 item"),
     ("sharpen.feature_weight", math.nan, "sharpen.feature_weight: nan must be a finite number"),
     ("model.strides", [1, 2], "model.kernel_size: 4 is even, but a stride of 1 needs an odd kernel"),

@@ -164,9 +164,7 @@ def test_the_flow_s_density_is_that_of_a_change_of_variables(monkeypatch: pytest
         assert float(flow.log_prob(flow.given().from_noise(noise[None]))) == pytest.approx(expected, abs=0.005)
 
 
-def test_the_error_of_the_flow_s_density_falls_with_the_fourth_power_of_the_steps(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_flow_density_error_is_of_fourth_order(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = some_flow(3, spread=0.5)
     # The fast waves of time would need far more steps
     torch.nn.init.zeros_(flow.velocity.condition.get_parameter("0.weight"))
@@ -176,7 +174,7 @@ def test_the_error_of_the_flow_s_density_falls_with_the_fourth_power_of_the_step
         monkeypatch.setattr(flow_matching, "NUM_DENSITY_STEPS", num_steps)
         densities[num_steps] = flow.log_prob(latent)
     coarse, fine = (float((densities[steps] - densities[40]).abs().mean()) for steps in (5, 10))
-    assert fine < coarse / 8
+    assert fine < coarse / 10
 
 
 def test_an_untrained_flow_is_the_gaussian_of_the_aggregate_posterior() -> None:

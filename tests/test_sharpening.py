@@ -46,7 +46,7 @@ STATEFUL = {  # everything that a training and its sharpening carry from epoch t
     "model__normalization": "batch",
     "model__dropout": 0.2,
     "sharpen__epochs": 3,
-    "sharpen__learning_rate": 0.01,
+    "sharpen__muon_learning_rate": 0.05,
 }
 
 
@@ -162,7 +162,7 @@ def test_a_batch_of_more_images_than_there_are_is_a_warning(caplog: pytest.LogCa
 def test_the_last_epoch_is_kept_although_the_validation_loss_rises() -> None:
     others = ("squared_error", "feature", "colour", "grain")
     only_adversarial = {f"sharpen__{part}_weight": 0.0 for part in others}
-    params = small_params(train__epochs=15, sharpen__epochs=3, sharpen__learning_rate=0.1, **only_adversarial)
+    params = small_params(train__epochs=15, sharpen__epochs=3, sharpen__muon_learning_rate=0.1, **only_adversarial)
     last: list[Progress] = []
     result = run(params, on_epoch=[lambda progress: last.append(copy.deepcopy(progress))])
     losses = result.history["validation_loss"]
@@ -195,8 +195,7 @@ def test_sharpening_sharpens() -> None:
     train(model, setup)
     latent = encode_all(model, noise).mean
     blurred = sharpness(decode_all(model, latent))
-    sharpening = params.sharpen.model_copy(update={"learning_rate": 0.01})
-    train_and_sharpen(model, setup, sharpening)
+    train_and_sharpen(model, setup, params.sharpen)
     assert sharpness(decode_all(model, latent)) > 3 * blurred
 
 
@@ -355,8 +354,12 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 
 def test_the_discriminator_learns_twice_as_fast() -> None:
-    """Adam's first step moves a bias by its learning rate; Muon's changes have the spectral norm of its own."""
-    sharpening = sharpening_with(sharpen__learning_rate=0.003, sharpen__muon_learning_rate=0.02)
+    """Adam's first step moves a bias by its learning rate; a weight's change by Muon has its rate as spectral norm.
+
+    In the middle of the cosine both rates are halved.
+    """
+    sharpening = sharpening_with(sharpen__learning_rate=0.006, sharpen__muon_learning_rate=0.04)
+    sharpening.step = 5  # of 10
     decoder, discriminator = sharpening.model.decoder, sharpening._discriminator
     before = [{name: weight.detach().clone() for name, weight in side.named_parameters()} for side in sharpening._sides]
     take_step(sharpening)
@@ -385,7 +388,7 @@ def test_sharpening_that_explodes_says_what_to_lower() -> None:
         exploded.append(replace(progress, tensors=copy.deepcopy(tensors), rows=list(progress.rows)))
 
     run(params, on_epoch=[poison])
-    with pytest.raises(UserError, match=r"lower sharpen\.learning_rate"):
+    with pytest.raises(UserError, match=r"lower sharpen\.muon_learning_rate and sharpen\.learning_rate"):
         run(params, start=exploded[1])
 
 

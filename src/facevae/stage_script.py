@@ -18,4 +18,4 @@ def run(main: Callable[[], None], memory_remedy: str) -> None:
     gc.enable()
     with reported_errors(memory_remedy):
         main()
-    gc.freeze()  # or the interpreter would look for garbage once more before it ends
+    gc.freeze()  # else the interpreter would search for garbage once more at exit

@@ -107,11 +107,11 @@ def study_edits(
     train_attributes
         Those of the training images, which tell the changes that belong to an edit from leakage.
     directions
-        By method; "difference" is required. The control is added to them.
+        By method; "difference" is required.
     in_full
         False: leave out the control, `ssim` and `cycle_error`. They choose nothing and take most of the time.
     seed
-        Determines the control.
+        Determines the control, which is added to the methods.
     """
     rows: list[dict[str, object]] = []
     changes: list[dict[str, object]] = []

@@ -75,7 +75,7 @@ def evaluate(
     priors, own = side_by_side(
         measured.fit_priors, partial(_measure_without_priors, measured, directions), num_threads=half
     )
-    # To look for neighbours takes the shorter of the two tasks as long as the other
+    # The search for neighbours makes both tasks about equally long
     ((bounds, bound_tables), neighbours), (samples, sample_tables) = side_by_side(
         lambda: (measured.likelihood(priors, own.log_sigmas), measured.neighbour_distance_ratio(priors)),
         partial(measured.samples, priors),

@@ -17,7 +17,7 @@ from facevae.priors.normal import standard_normal_log_prob, whiten
 from facevae.priors.velocity import Velocity
 
 NUM_STEPS = 25  # of Heun's method, from noise to a latent
-NUM_DENSITY_STEPS = 10  # of the classical Runge-Kutta method, from a latent to noise; 0.01 nats of mean error
+NUM_DENSITY_STEPS = 10  # of the classical Runge-Kutta method, from a latent to noise; mean error 0.01 nats
 BATCH_SIZE = 2000  # latents whose density is computed at a time
 GUIDANCE = 3.25  # of attributes that are asked for
 
@@ -76,7 +76,7 @@ class FlowMatching:
         """Log density of latents (batch, latent_dim) without labels, in nats, shape (batch,).
 
         The velocity's divergence is integrated on the way to the noise (arXiv 1806.07366, equation 8), in each step by
-        Simpson's rule. It is exact, not estimated from random directions; only the integral has an error.
+        Simpson's rule. The divergence is exact, not estimated from random directions; only the integral has an error.
         """
         return torch.cat([self._log_prob(batch) for batch in latent.split(BATCH_SIZE)])
 

@@ -47,7 +47,10 @@ class Sharpening:
     """
 
     further_losses: Sequence[str] = ("discriminator_loss", "adversarial_loss", "feature_loss")
-    advice = "Sharpening has become unstable: lower sharpen.learning_rate, or set train.precision to float32."
+    advice = (
+        "Sharpening has become unstable: lower sharpen.muon_learning_rate and sharpen.learning_rate, or set "
+        "train.precision to float32."
+    )
 
     def __init__(
         self,
@@ -128,7 +131,7 @@ class Sharpening:
         return torch.cat([torch.stack([nats, kl_nats(posterior).sum()]), further])
 
     def learning_rate(self, step: int) -> float:
-        """The decoder's learning rate in a step, counted from 0, for what Muon does not train."""
+        """Adam's learning rate of the decoder in a step, counted from 0."""
         return self._sharpening.learning_rate * self._learning_rate_factor(step)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -152,7 +155,7 @@ class Sharpening:
         }
 
     def _learning_rate_factor(self, step: int) -> float:
-        """A warm-up, then half a cosine to 0."""
+        """What to multiply learning rates by in a step: a linear warm-up, then half a cosine to 0."""
         num_steps = self._sharpening.epochs * self.steps_per_epoch
         return warmup(step, round(WARMUP_SHARE * num_steps)) * half_cosine(step, num_steps)
 
